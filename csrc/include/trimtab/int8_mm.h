@@ -1,0 +1,36 @@
+/* int8_mm: exact scaled product of int8 matrices with a fused epilogue (NUMERICS.md section 3).
+ *
+ *   t = float(sum_k a[m,k] * b[n,k]);  t = t * b_scale[n];  t = t * a_scale[m];
+ *   t = t + bias[n];  out[m,n] = round(act(t))
+ */
+#ifndef TRIMTAB_INT8_MM_H_
+#define TRIMTAB_INT8_MM_H_
+#include <trimtab/trimtab.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* (-128)^2 * K must stay below 2^31 for any int8 input: 131071. NUMERICS.md's 133144 holds for the
+ * values quantize_int8 makes (+-127), and is the bound enforced. */
+#define TT_INT8_MAX_K 133144
+
+/* What follows the int32 sum. Sizes as in the product it belongs to. */
+typedef struct tt_epilogue {
+  const float* b_scale; /* [N] */
+  const void* bias;     /* [N] of bias_dtype, or NULL */
+  tt_dtype bias_dtype;
+  tt_activation activation;
+  void* out; /* [M, N] of out_dtype, rows out_stride elements apart */
+  int64_t out_stride;
+  tt_dtype out_dtype;
+} tt_epilogue;
+
+/* a [M, K] int8, rows a_stride apart;  b_packed from tt_int8_pack(b [N, K]);  a_scale [M] */
+TT_API tt_status tt_int8_mm(const int8_t* a, int64_t a_stride, const float* a_scale,
+                            const int8_t* b_packed, int64_t M, int64_t N, int64_t K,
+                            const tt_epilogue* epilogue, const tt_parallel* parallel);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* TRIMTAB_INT8_MM_H_ */

@@ -1,0 +1,27 @@
+/* int8_weight_mm: float activations times an int8 weight, the scale in the epilogue.
+ *
+ *   acc_g = sum over k in group g, in rising order, of fma(x[m,k], float(b[n,k] - zero[n,g]), acc_g)
+ *   t     = sum_g acc_g * scale[n,g]   (one group: t = acc * scale);  t = t + bias[n];  out = act(t)
+ *
+ * The order of the sum is fixed, so every CPU instruction set gives the same bits.
+ */
+#ifndef TRIMTAB_INT8_WEIGHT_MM_H_
+#define TRIMTAB_INT8_WEIGHT_MM_H_
+#include <trimtab/int8_mm.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* x [M, K] of x_dtype, rows x_stride elements apart;  b_packed from tt_int8_pack(b [N, K])
+ * group: columns of K that share a scale, a multiple of 4; K for one scale a row
+ * epilogue->b_scale [groups, N]: group-major, so that one group's scales are adjacent
+ * zero_point [groups, N] int8, in the units of b, or NULL for none */
+TT_API tt_status tt_int8_weight_mm(const void* x, tt_dtype x_dtype, int64_t x_stride,
+                                   const int8_t* b_packed, int64_t group, const int8_t* zero_point,
+                                   int64_t M, int64_t N, int64_t K, const tt_epilogue* epilogue,
+                                   const tt_parallel* parallel);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* TRIMTAB_INT8_WEIGHT_MM_H_ */

@@ -1,0 +1,70 @@
+// From torch tensors to the C interface: views as 2-D rows, checks that name the op, outputs, threads.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <trimtab/trimtab.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace trimtab {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// torch's own thread pool as a tt_parallel.
+tt_parallel torch_pool();
+
+// Throws with tt_last_error() if status is not TT_OK.
+void check_status(tt_status status);
+
+// "[2, 3] bfloat16", for messages.
+std::string describe(const Tensor& tensor);
+
+// The dtype as ours; throws "<op>: expected <name> of float32, bfloat16 or float16, got ...".
+tt_dtype float_dtype(const char* op, const char* name, const Tensor& tensor);
+
+// Throws unless the tensor is int8 / fp32, has `rank` dimensions (-1: any) and lies on the CPU.
+void check_tensor(const char* op, const char* name, const Tensor& tensor, ScalarType dtype, int rank);
+
+// Throws unless `out` is a contiguous CPU tensor of that dtype and those sizes.
+void check_out(const char* op, const char* name, const Tensor& out, ScalarType dtype,
+               const int64_t* sizes, int64_t rank);
+
+// A tensor [..., K] as M rows of K adjacent elements, row_stride elements apart. Expanded and sliced
+// tensors are read in place; others are copied once, and the copy is kept alive here.
+struct Rows {
+  Tensor tensor;  // what data points into
+  const void* data = nullptr;
+  int64_t M = 1, K = 0, row_stride = 0;
+  explicit Rows(const Tensor& x);
+};
+
+// A new contiguous CPU tensor.
+Tensor empty_cpu(const int64_t* sizes, int64_t rank, ScalarType dtype);
+// The sizes of x with the last one replaced.
+Tensor empty_rows(const Tensor& x, int64_t last, ScalarType dtype);
+
+// A weight ready for the kernels: the packed tensor itself, or a plain [N, K] one packed for this call.
+struct PackedWeight {
+  Tensor tensor;
+  const int8_t* data = nullptr;
+  int64_t N = 0;
+  PackedWeight(const char* op, const Tensor& weight, int64_t N, int64_t K);
+};
+
+}  // namespace trimtab
+
+// STABLE_TORCH_LIBRARY_FRAGMENT and _IMPL, once a file, but never unregistered: torch 2.13 aborts at
+// exit when an op with a named overload is (jit::deregisterOperator meets a schema that is gone).
+#define TT_OPS(m) TT_REGISTER(tt_define_ops, FRAGMENT, nullptr, m)
+#define TT_CPU_OPS(m) TT_REGISTER(tt_implement_cpu, IMPL, "CPU", m)
+#define TT_REGISTER(function, kind, key, m)                                                  \
+  static void function(torch::stable::detail::StableLibrary&);                               \
+  [[maybe_unused]] static const auto& function##_kept =                                      \
+      *new torch::stable::detail::StableTorchLibraryInit(                                    \
+          torch::stable::detail::StableLibrary::Kind::kind, &function, "trimtab", key, __FILE__, \
+          __LINE__);                                                                         \
+  static void function(torch::stable::detail::StableLibrary& m)

@@ -1,0 +1,164 @@
+"""The launch parameters of the Triton kernels: one table an op, read by launchers, tests, benchmarks.
+
+A row holds up to its M, N and K (None: no limit); the first row that fits is taken. Each table ends
+in a row without limits. tests/test_triton_int8_mm.py compiles every row for the GPUs it serves and
+checks that it fits: no spilled registers, and no more shared memory than the chip has.
+
+NOT YET MEASURED: every row. They are reasoned from register, shared-memory and tile counts, and from
+the published choices in the comments. A measured row says where and when it won.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+
+
+class MatmulConfig(NamedTuple):
+    """A product's tile and pipeline. Shared memory: num_stages * (BLOCK_M + BLOCK_N) * BLOCK_K."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_K: int
+    num_warps: int
+    num_stages: int
+    GROUP_M: int
+
+    def tiles(self, M: int, N: int) -> int:
+        return -(-M // self.BLOCK_M) * -(-N // self.BLOCK_N)
+
+    def blocks(self) -> dict[str, int]:
+        """The kernel's constexpr arguments."""
+        return {
+            "BLOCK_M": self.BLOCK_M,
+            "BLOCK_N": self.BLOCK_N,
+            "BLOCK_K": self.BLOCK_K,
+            "GROUP_M": self.GROUP_M,
+        }
+
+    def options(self) -> dict[str, Any]:
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, **EXACT}
+
+
+class QuantizeConfig(NamedTuple):
+    """BLOCK_M whole rows a program, read BLOCK_K elements at a time."""
+
+    BLOCK_M: int
+    BLOCK_K: int
+    num_warps: int
+
+    def blocks(self) -> dict[str, int]:
+        return {"BLOCK_M": self.BLOCK_M, "BLOCK_K": self.BLOCK_K}
+
+    def options(self) -> dict[str, Any]:
+        return {"num_warps": self.num_warps, **EXACT}
+
+
+class Row(NamedTuple):
+    M: int | None
+    N: int | None
+    K: int | None
+    config: Any
+
+    def fits(self, M: int, N: int, K: int) -> bool:
+        limits = ((self.M, M), (self.N, N), (self.K, K))
+        return all(limit is None or size <= limit for limit, size in limits)
+
+
+# NUMERICS.md section 1: each + and * rounds once. Triton's default contracts a * b + c to an fma.
+EXACT = {"enable_fp_fusion": False}
+
+# Which table serves a compute capability, highest first. "small" is for chips with 99 KB of shared
+# memory a block (8.6, 8.9, 12.x) and for all that is not NVIDIA's (AMD has 64 KB).
+FAMILIES = {(12, 0): "small", (9, 0): "sm90", (8, 6): "small", (8, 0): "sm80"}
+
+# Bytes of shared memory that one block may take; the tests hold every row to it.
+SHARED_LIMIT = {"sm90": 232448, "sm80": 166912, "small": 65536, "strided": 65536}
+
+#                 M     N     K                       BLOCK_M  N    K  warps stages GROUP_M
+INT8_MM: dict[str, tuple[Row, ...]] = {
+    # H100: 132 SMs, wgmma from BLOCK_M = 64 on (one warp group of 4 warps does 64 rows).
+    "sm90": (
+        # Decode streams b once. 16 rows is the least that a tensor core takes (mma.sync, no wgmma).
+        # N = 4096 makes 128 tiles for 132 SMs; four 8 KB stages in flight hide ~0.8 us of latency.
+        Row(16, 8192, None, MatmulConfig(16, 32, 256, 4, 5, 1)),
+        Row(16, None, None, MatmulConfig(16, 64, 256, 4, 5, 1)),
+        Row(32, None, None, MatmulConfig(32, 64, 256, 4, 4, 1)),
+        # One wgmma high. vLLM takes 64x64x256 here; 128 deep leaves room for two blocks an SM.
+        Row(64, None, None, MatmulConfig(64, 64, 128, 4, 5, 1)),
+        Row(128, 8192, None, MatmulConfig(64, 64, 128, 4, 5, 2)),
+        Row(128, None, None, MatmulConfig(64, 128, 128, 4, 4, 2)),
+        # Few tiles: 128x256 would leave SMs idle (1024 x 1024 has only 32 of those).
+        Row(1024, 2048, None, MatmulConfig(64, 128, 128, 4, 4, 8)),
+        Row(None, 2048, None, MatmulConfig(128, 128, 128, 8, 4, 8)),
+        Row(512, None, None, MatmulConfig(128, 128, 128, 8, 4, 8)),
+        # The least traffic from shared memory for a sum of 128 registers a thread (2 warp groups);
+        # 48 KB a stage.
+        Row(None, None, None, MatmulConfig(128, 256, 128, 8, 4, 8)),
+    ),
+    # A100: 108 SMs, mma.sync m16n8k32, cp.async pipelines.
+    "sm80": (
+        Row(16, 8192, None, MatmulConfig(16, 32, 256, 4, 5, 1)),
+        Row(16, None, None, MatmulConfig(16, 64, 256, 4, 4, 1)),
+        Row(32, None, None, MatmulConfig(32, 64, 128, 4, 5, 1)),
+        Row(64, None, None, MatmulConfig(64, 64, 128, 4, 4, 1)),
+        Row(128, None, None, MatmulConfig(64, 128, 128, 4, 3, 2)),
+        Row(1024, 2048, None, MatmulConfig(64, 128, 64, 4, 4, 8)),
+        # 64 registers of sum a thread and 64 KB: two blocks an SM cover each other's epilogue.
+        Row(512, None, None, MatmulConfig(128, 128, 64, 8, 4, 8)),
+        Row(None, 2048, None, MatmulConfig(128, 128, 64, 8, 4, 8)),
+        # cuBLAS's usual int8 tile on A100; 128 registers of sum a thread, 96 KB.
+        Row(None, None, None, MatmulConfig(128, 256, 64, 8, 4, 8)),
+    ),
+    # At most 64 KB, for any chip.
+    "small": (
+        Row(16, None, None, MatmulConfig(16, 32, 256, 4, 4, 1)),
+        Row(64, None, None, MatmulConfig(64, 64, 128, 4, 3, 1)),
+        Row(512, None, None, MatmulConfig(64, 128, 64, 4, 3, 8)),
+        Row(None, None, None, MatmulConfig(128, 128, 64, 8, 3, 8)),
+    ),
+    # Operands that k_alignment gives 1: odd K, or K not adjacent. They are loaded byte by byte
+    # through registers (no cp.async), so the tiles must be small or the bytes spill.
+    "strided": (
+        Row(16, None, None, MatmulConfig(16, 32, 128, 4, 2, 1)),
+        Row(None, None, None, MatmulConfig(64, 64, 64, 8, 2, 8)),
+    ),
+}
+
+# The quantizer is bound by memory: 16 bytes a thread and load, and enough rows a program that every
+# warp has work. N has no meaning here.
+_QUANTIZE_ROWS = (
+    Row(None, None, 64, QuantizeConfig(16, 64, 4)),
+    Row(None, None, 256, QuantizeConfig(4, 256, 4)),
+    Row(None, None, 1024, QuantizeConfig(1, 1024, 4)),
+    # Longer rows are taken 4096 at a time: 16 elements a thread keep two loads in flight.
+    Row(None, None, None, QuantizeConfig(1, 4096, 8)),
+)
+QUANTIZE_INT8: dict[str, tuple[Row, ...]] = dict.fromkeys(SHARED_LIMIT, _QUANTIZE_ROWS)
+
+TABLES = {"quantize_int8": QUANTIZE_INT8, "int8_mm": INT8_MM}
+
+
+def family_of(capability: tuple[int, int]) -> str:
+    """The table that serves a compute capability."""
+    for least, family in FAMILIES.items():
+        if capability >= least:
+            return family
+    return "small"
+
+
+@functools.cache
+def _device_family(device: torch.device) -> str:
+    if device.type != "cuda" or torch.version.hip is not None:
+        return "small"
+    return family_of(torch.cuda.get_device_capability(device))
+
+
+def choose(
+    op: str, device: torch.device, M: int, N: int, K: int, *, strided: bool = False
+) -> Any:
+    """The config of ``op`` for these sizes on this device: the first row of its table that fits."""
+    rows = TABLES[op]["strided" if strided else _device_family(device)]
+    return next(row.config for row in rows if row.fits(M, N, K))

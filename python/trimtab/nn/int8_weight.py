@@ -1,0 +1,137 @@
+"""What every int8 layer shares: one resident weight, a canonical checkpoint, moves between devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+
+# Of the checkpoint below; raised when its meaning changes.
+FORMAT_VERSION = 1
+
+
+class Int8Weight(nn.Module):
+    """A module that holds an int8 weight [N, K] once, in the layout its device's kernels read.
+
+    Buffers: ``packed`` (on a CPU the 1-D packed form, elsewhere [N, K]) and ``weight_scale``
+    (float32 whatever ``.to(dtype)`` says). ``dtype`` is the one the float weight had; ``.to(dtype)``
+    changes it.
+
+    state_dict is the same on every device: ``weight`` int8 [N, K], ``weight_scale`` float32,
+    ``bias`` if there is one, and ``int8_format`` int32 [1], the version. It passes safetensors and
+    ``torch.load(weights_only=True)``.
+    """
+
+    packed: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+    weight_shape: tuple[int, int]
+    dtype: torch.dtype
+
+    def set_weight(self, weight: Tensor, weight_scale: Tensor) -> None:
+        """Takes an int8 ``weight`` [N, K] and its float32 scale, on the device they are on."""
+        packed = ops.int8_pack(weight) if weight.device.type == "cpu" else weight.contiguous()
+        self.register_buffer("packed", packed, persistent=False)
+        self.register_buffer("weight_scale", weight_scale.contiguous(), persistent=False)
+
+    def int8_weight(self) -> Tensor:
+        """The int8 weight [N, K]; a copy where the resident one is packed."""
+        if self.packed.dim() != 1:
+            return self.packed
+        return ops.int8_unpack(self.packed, *self.weight_shape)
+
+    def float_weight(self) -> Tensor:
+        """The float weight [N, K] this one stands for, in ``dtype``; a new tensor at every call."""
+        return (self.int8_weight().to(torch.float32) * self.weight_scale[:, None]).to(self.dtype)
+
+    def resident_bytes(self) -> int:
+        """Bytes the weight, its scale and the bias occupy."""
+        tensors = [self.packed, self.weight_scale, *([] if self.bias is None else [self.bias])]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int8Weight":
+        """Moves; keeps the scale float32 and the weight in the layout of the device it arrives on."""
+        probe = fn(torch.empty(0, dtype=self.dtype, device=self.packed.device))
+        weight, scale = self.packed, self.weight_scale
+        if (probe.device.type == "cpu") != (weight.dim() == 1) and weight.device != probe.device:
+            weight = self.int8_weight()
+        del self._buffers["packed"], self._buffers["weight_scale"]
+        try:
+            super()._apply(fn, recurse)
+            weight = fn(weight)
+            # fn may cast floats: take its device and layout, not its dtype.
+            moved = fn(scale)
+            scale = moved if moved.dtype == scale.dtype else scale.to(moved.device)
+            self.dtype = probe.dtype
+            if weight.device.type == "cpu" and weight.dim() == 2:
+                weight = ops.int8_pack(weight)
+        finally:
+            self._buffers["packed"], self._buffers["weight_scale"] = weight, scale
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight"] = self.int8_weight()
+        destination[prefix + "weight_scale"] = self.weight_scale
+        destination[prefix + "int8_format"] = torch.tensor(
+            [FORMAT_VERSION], dtype=torch.int32, device=self.packed.device
+        )
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        own = {name: state_dict.get(prefix + name) for name in ("weight", "weight_scale", "int8_format")}
+        missing = [prefix + name for name, value in own.items() if value is None]
+        present = len(missing) < len(own)
+        rest = {k: v for k, v in state_dict.items() if k.removeprefix(prefix) not in own}
+        problem = self._checkpoint_problem(own, missing) if present else ""
+        if problem:
+            # Nothing of this layer is loaded, the bias neither.
+            error_msgs.append(f"{prefix.rstrip('.') or type(self).__name__}: {problem}")
+            return
+        super()._load_from_state_dict(
+            rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if not present:
+            missing_keys.extend(missing if strict else [])
+            return
+        device = self.packed.device
+        if local_metadata.get("assign_to_params_buffers") and own["weight"].device.type != "meta":
+            device = own["weight"].device
+        self.set_weight(
+            own["weight"].to(device), own["weight_scale"].to(device, torch.float32, copy=True)
+        )
+
+    def _checkpoint_problem(self, own: dict[str, Tensor], missing: list[str]) -> str:
+        """Why these entries cannot be this layer's weight; empty if they can."""
+        weight, scale, version = own["weight"], own["weight_scale"], own["int8_format"]
+        if weight is not None and weight.is_floating_point():
+            return (
+                f"expected an int8 weight, got {str(weight.dtype).removeprefix('torch.')}: load a "
+                "float checkpoint into the float model, before swap_"
+            )
+        if missing:
+            return f"expected {', '.join(missing)} beside the others"
+        if version.dtype != torch.int32 or version.numel() != 1:
+            return f"expected int8_format int32 [1], got {ops.library.describe(version)}"
+        if version.device.type != "meta" and int(version) != FORMAT_VERSION:
+            return f"expected format version {FORMAT_VERSION}, got {int(version)}"
+        if weight.dtype != torch.int8 or tuple(weight.shape) != self.weight_shape:
+            return (
+                f"expected weight {list(self.weight_shape)} int8, got {ops.library.describe(weight)}"
+            )
+        if scale.dtype != torch.float32 or scale.shape != self.weight_scale.shape:
+            return (
+                f"expected weight_scale {list(self.weight_scale.shape)} float32, got "
+                f"{ops.library.describe(scale)}"
+            )
+        return ""

@@ -1,0 +1,102 @@
+"""Exact scaled product of int8 matrices."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from . import library
+
+
+def int8_mm(
+    a: Tensor,
+    b: Tensor,
+    a_scale: Tensor,
+    b_scale: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    out_dtype: torch.dtype = torch.bfloat16,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Scaled product of int8 ``a`` [M, K] and int8 ``b`` [N, K], transposed.
+
+    ``out = act(float(sum_k a b) * b_scale * a_scale + bias)``: the sum is exact in int32, each float
+    step rounds once, the result rounds once to ``out_dtype``. The same bits on every device.
+
+    Args:
+        a: int8 [M, K], any strides.
+        b: int8 [N, K], or on a CPU its packed form from int8_pack (faster: packed once, not per call).
+        a_scale: float32 [M].
+        b_scale: float32 [N].
+        bias: float32, bfloat16 or float16 [N], or None.
+        activation: "none", "relu", "gelu", "gelu_tanh" or "silu".
+        out_dtype: float32, bfloat16 or float16.
+        out: optional contiguous [M, N] to write to; its dtype wins over ``out_dtype``.
+
+    Raises:
+        RuntimeError: wrong dtype, shape, scale length or K above 133,144.
+        ValueError: unknown activation.
+    """
+    code = library.activation_code("int8_mm", activation)
+    if torch.is_grad_enabled():
+        library.refuse_grad("int8_mm", a_scale=a_scale, b_scale=b_scale, bias=bias)
+    if out is not None:
+        torch.ops.trimtab.int8_mm.out(a, b, a_scale, b_scale, bias, code, out=out)
+        return out
+    return torch.ops.trimtab.int8_mm.default(a, b, a_scale, b_scale, bias, code, out_dtype)
+
+
+def check_fake_weight(op: str, weight: Tensor, N: int, K: int) -> None:
+    """What PackedWeight of csrc/torch/adapter.cpp checks, for fakes."""
+    from .int8_pack import packed_size
+
+    shape = (packed_size(N, K),) if weight.dim() == 1 else (N, K)
+    library.expect(
+        weight.dtype == torch.int8 and tuple(weight.shape) == shape,
+        f"{op}: expected weight [N={N}, K={K}] int8 or its packed form, got "
+        f"{library.describe(weight)}",
+    )
+    library.expect(
+        K <= library.MAX_K,
+        f"{op}: expected K <= {library.MAX_K}, where the int32 sum is exact, got K={K}",
+    )
+
+
+@torch.library.register_fake("trimtab::int8_mm")
+def _(
+    a: Tensor,
+    b: Tensor,
+    a_scale: Tensor,
+    b_scale: Tensor,
+    bias: Tensor | None = None,
+    activation: int = 0,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    library.expect(
+        a.dtype == torch.int8 and a.dim() == 2,
+        f"int8_mm: expected a of 2-D int8, got {library.describe(a)}",
+    )
+    check_fake_weight("int8_mm", b, b_scale.shape[0], a.shape[1])
+    return a.new_empty(a.shape[0], b_scale.shape[0], dtype=out_dtype or torch.bfloat16)
+
+
+@torch.library.register_fake("trimtab::int8_mm.out")
+def _(
+    a: Tensor,
+    b: Tensor,
+    a_scale: Tensor,
+    b_scale: Tensor,
+    bias: Tensor | None = None,
+    activation: int = 0,
+    *,
+    out: Tensor,
+) -> None:
+    check_fake_weight("int8_mm", b, b_scale.shape[0], a.shape[1])
+
+
+@register_flop_formula(torch.ops.trimtab.int8_mm)
+def _(a_shape: Any, b_shape: Any, a_scale_shape: Any, b_scale_shape: Any, *_: Any, **__: Any) -> int:
+    """2 M N K."""
+    return 2 * a_shape[0] * a_shape[1] * b_scale_shape[0]
