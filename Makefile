@@ -81,6 +81,7 @@ OUT ?= benchmarks/results
 gpu: export PYTHONPATH := $(abspath build/gpu)
 gpu: export OUT := $(OUT)
 gpu:
+	rm -rf build/gpu
 	$(PYTHON) setup.py --quiet build --build-base build/gpu-base --build-lib build/gpu
 	$(PYTHON) -m trimtab info
 	@mkdir -p "$(OUT)"; failed=0; \

@@ -72,7 +72,9 @@ setup(
     packages=["trimtab", "trimtab.kernels"]
     + [f"trimtab.{p.parent.name}" for p in sorted(ROOT.glob("python/trimtab/*/__init__.py"))],
     package_dir={"trimtab": "python/trimtab", "trimtab.kernels": "kernels"},
-    package_data={"trimtab": ["py.typed"]},  # CMake installs the rest into the build folder
+    package_data={
+        "trimtab": ["py.typed", "_numpy.pyi"]
+    },  # CMake installs the rest into the build folder
     ext_modules=[Extension("trimtab._trimtab", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

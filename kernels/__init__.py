@@ -49,7 +49,7 @@ def is_available() -> Availability:
 
 @functools.cache
 def load(op: str) -> Callable[..., Any]:
-    """The launcher of ``op``, one of ``OPS``. ImportError, naming the op, where Triton is missing."""
+    """The launcher of ``op``, one of ``OPS``; an ImportError that names it if Triton is missing."""
     if op not in OPS:
         raise ValueError(f"kernels.load: expected one of {', '.join(OPS)}, got {op!r}")
     try:

@@ -1,6 +1,6 @@
 """What follows a product's sum (NUMERICS.md section 3), for every int8 product.
 
-    t = t * b_scale[n];  t = t * a_scale[m];  t = t + bias[n];  out = round(act(t))
+t = t * b_scale[n];  t = t * a_scale[m];  t = t + bias[n];  out = round(act(t))
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """int8_linear in Triton: quantize_int8 of x, then int8_mm with its epilogue. Two launches.
 
 The quantized rows may be wider than x, with zeros past K. So a layer can keep its weight padded to
-[N, K rounded up to 16], with anything in the padding, and have it read 16 bytes at a time for any K.
+[N, K rounded up to 16], with anything in the padding, and any K is read 16 bytes at a time.
 """
 
 from __future__ import annotations

@@ -8,14 +8,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from triton_interpret import from_bits, mend_bfloat16, same, to_array
+from triton_interpret import from_bits, mend_interpreter, same, to_array
 
 from trimtab import kernels
 from trimtab.kernels import tuning
 from trimtab.kernels.quantize_int8 import quantize_int8
 from trimtab.reference.quantize_int8 import quantize_int8 as reference
 
-mend_bfloat16()
+mend_interpreter()
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, for 127 / 0
 
 DTYPES = ["float32", "bfloat16", "float16"]
@@ -77,7 +77,7 @@ def test_halves_round_to_even() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_strides(dtype: str) -> None:
-    """A view with an offset, every other element, a transpose, one row repeated; q and scale too."""
+    """An offset, every other element, a transpose, one row repeated; q and scale too."""
     base = torch.randn(64, 96).to(getattr(torch, dtype))
     for x in (base[:, 3:50], base[::3, ::2], base.t(), base[:1].expand(5, 96)):
         check(x)
@@ -105,9 +105,11 @@ def test_every_config(config: tuning.QuantizeConfig) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match=r"quantize_int8: expected x .* of rank 2, got float32 \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"quantize_int8: expected x .* of rank 2, got float32 \(3,\)"
+    ):
         quantize_int8(torch.ones(3))
-    with pytest.raises(ValueError, match="expected x float32 or bfloat16 or float16 .* got int64"):
+    with pytest.raises(ValueError, match=r"expected x float32 or bfloat16 or float16 .* got int64"):
         quantize_int8(torch.ones(3, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"expected q int8 \(3, 4\) on cpu, got int8 \(3, 3\)"):
         quantize_int8(torch.ones(3, 4), torch.empty(3, 3, dtype=torch.int8))
@@ -119,5 +121,5 @@ def test_available() -> None:
     availability = kernels.is_available()
     assert availability and "interpreted" in availability.reason
     assert kernels.load("quantize_int8") is quantize_int8
-    with pytest.raises(ValueError, match="expected one of quantize_int8, .* got 'int9_mm'"):
+    with pytest.raises(ValueError, match=r"expected one of quantize_int8, .* got 'int9_mm'"):
         kernels.load("int9_mm")

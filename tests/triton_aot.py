@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+
 @dataclass(frozen=True)
 class Compiled:
     """A kernel for one chip. Registers and local memory are a thread's, shared memory a block's."""
@@ -77,3 +78,12 @@ def compile_kernel(
         local_bytes=used["STACK"] + used["LOCAL"],
         shared_bytes=binary.metadata.shared,
     )
+
+
+def expect_exact(kernel: Compiled, *, division: bool) -> None:
+    """The arithmetic of NUMERICS.md section 1: each step rounds to nearest, once, and subnormals
+    stay. ``division``: whether the kernel divides."""
+    assert (kernel.count(r"\bdiv\.rn\.f32\b") > 0) == division
+    assert kernel.count(r"\bdiv\.(full|approx)|\b(rcp|sqrt|rsqrt|ex2|lg2|tanh)\.approx") == 0
+    assert kernel.count(r"\bfma\.") == 0
+    assert kernel.count(r"\.ftz\b") == 0

@@ -10,9 +10,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from trimtab.reference.dtypes import round_to, to_float32
@@ -20,16 +23,36 @@ from trimtab.reference.dtypes import round_to, to_float32
 TESTS = Path(__file__).resolve().parent
 
 
-def run_interpreted(name: str) -> None:
-    """Run pytest on ``name``, a file beside this one, with kernels interpreted. Shows what failed."""
-    command = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "--tb=short"]
-    command += ["-p", "no:cacheprovider", str(TESTS / name)]
-    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
-    result = subprocess.run(
-        command, cwd=TESTS.parent, env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, f"\n{result.stdout}\n{result.stderr}"
+def interpreted(name: str) -> Any:
+    """A fixture that starts pytest on ``name``, a file beside this one, with kernels interpreted.
+
+    It runs beside the tests that compile; the last of them hands it to ``expect_passed``.
+    """
+
+    @pytest.fixture(scope="module", autouse=True)
+    def started() -> Iterator[subprocess.Popen[str]]:
+        command = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "--tb=short"]
+        command += ["-p", "no:cacheprovider", str(TESTS / name)]
+        path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
+        with subprocess.Popen(
+            command,
+            cwd=TESTS.parent,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            yield process
+            process.kill()  # if nobody waited for it
+
+    return started
+
+
+def expect_passed(process: subprocess.Popen[str]) -> None:
+    """Wait for an interpreted run, and fail with what it says if a check in it failed."""
+    output, _ = process.communicate()
+    assert process.returncode == 0, f"\n{output}"
 
 
 def to_array(t: torch.Tensor) -> np.ndarray:
@@ -53,16 +76,19 @@ def same(got: torch.Tensor, want: np.ndarray) -> bool:
     return bool(np.array_equal(np.isnan(to_float32(got)), nan) and (equal | nan).all())
 
 
-def mend_bfloat16() -> None:
-    """Give the interpreter bfloat16 as the hardware has it.
+def mend_interpreter() -> None:
+    """Give the interpreter bfloat16 as the hardware has it, and loop bounds under NumPy 2.4.
 
-    Triton 3.6 and 3.7 keep it as uint16, truncate fp32 to it where the GPU rounds to nearest, lose
-    its subnormals, and multiply the bit patterns as integers in tl.dot.
+    Triton 3.6 and 3.7 keep bfloat16 as uint16, truncate fp32 to it where the GPU rounds to nearest,
+    lose its subnormals, and multiply the bit patterns as integers in tl.dot. Triton 3.6 turns
+    one-element arrays into loop bounds with int(), which NumPy 2.4 refuses.
     """
     import triton.language as tl
+    from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     cast, dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
+    patch_tensor = interpreter._patch_lang_tensor
 
     def mended_cast(self, src, dst_type):
         pair = (src.dtype.scalar, dst_type.scalar)
@@ -80,5 +106,10 @@ def mend_bfloat16() -> None:
             a, b = (TensorHandle(to_float32(x.data), tl.float32) for x in (a, b))
         return dot(self, a, b, d, *rest)
 
+    def mended_patch_tensor(tensor, scope):
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
     InterpreterBuilder.cast_impl = mended_cast
     InterpreterBuilder.create_dot = mended_dot
+    interpreter._patch_lang_tensor = mended_patch_tensor

@@ -1,5 +1,6 @@
 // F32x16: sixteen floats on AVX-512. The interface and its contract stand in math/f32x1.h.
-// Compile with -mavx512f -mavx512bw -mavx512dq -mavx512vl -ffp-contract=off; no FMA is used.
+// Compile with -mavx512f -mavx512bw -mavx512dq -mavx512vl -ffp-contract=off. The only
+// fused instructions are those of mul_add_exact, where fusing changes no bit.
 #pragma once
 
 // GCC 12 initialises its undefined vectors with themselves and then warns about it (bug 105593).
@@ -118,6 +119,12 @@ struct F32x16 {
   }
 };
 
+TT_INLINE F32x16 mul_add_exact(F32x16 a, F32x16 b, F32x16 c) {
+  return _mm512_fmadd_ps(a.v, b.v, c.v);
+}
+TT_INLINE F32x16 mul_sub_exact(F32x16 a, F32x16 b, F32x16 c) {
+  return _mm512_fmsub_ps(a.v, b.v, c.v);
+}
 TT_INLINE F32x16 select(Mask16 m, F32x16 a, F32x16 b) {
   return _mm512_mask_mov_ps(b.v, m.m, a.v);
 }
@@ -129,6 +136,9 @@ TT_INLINE F32x16 rint(F32x16 a) {
 }
 TT_INLINE F32x16 floor(F32x16 a) {
   return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+}
+TT_INLINE F32x16 ceil(F32x16 a) {
+  return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
 }
 
 TT_INLINE __m512 constant_bits16(uint32_t c) {
@@ -151,13 +161,9 @@ TT_INLINE Mask16 is_finite(F32x16 a) {
 }
 
 // vscalefps is x * 2^floor(n), rounded once: what the other types do in several steps.
-TT_INLINE F32x16 pow2(F32x16 n) { return _mm512_scalef_ps(_mm512_set1_ps(1.0f), n.v); }
+TT_INLINE F32x16 pow2_addend(F32x16 n) { return _mm512_scalef_ps(_mm512_set1_ps(1.0f), n.v); }
 TT_INLINE F32x16 scale2n(F32x16 x, F32x16 n) { return _mm512_scalef_ps(x.v, n.v); }
-
-// The larger bit pattern as a signed integer: for a, b >= 0 the larger, with Inf and then NaN on top.
-TT_INLINE F32x16 bits_max(F32x16 a, F32x16 b) {
-  return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)));
-}
+TT_INLINE F32x16 ldexp(F32x16 x, F32x16 n) { return _mm512_scalef_ps(x.v, n.v); }
 
 TT_INLINE float max_across(F32x16 a) { return _mm512_reduce_max_ps(a.v); }
 

@@ -1,5 +1,6 @@
 // F32x8: eight floats on AVX2 + F16C. The interface and its contract stand in math/f32x1.h.
-// Compile with -mavx2 -mf16c -ffp-contract=off; no FMA instruction is used.
+// Compile with -mavx2 -mf16c -ffp-contract=off. With -mfma too, mul_add_exact becomes one
+// instruction; nothing else is ever fused.
 #pragma once
 
 #include <immintrin.h>
@@ -128,6 +129,13 @@ struct F32x8 {
   }
 };
 
+#if defined(__FMA__)
+TT_INLINE F32x8 mul_add_exact(F32x8 a, F32x8 b, F32x8 c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
+TT_INLINE F32x8 mul_sub_exact(F32x8 a, F32x8 b, F32x8 c) { return _mm256_fmsub_ps(a.v, b.v, c.v); }
+#else
+TT_INLINE F32x8 mul_add_exact(F32x8 a, F32x8 b, F32x8 c) { return a * b + c; }
+TT_INLINE F32x8 mul_sub_exact(F32x8 a, F32x8 b, F32x8 c) { return a * b - c; }
+#endif
 TT_INLINE F32x8 select(Mask8 m, F32x8 a, F32x8 b) { return _mm256_blendv_ps(b.v, a.v, m.m); }
 TT_INLINE F32x8 min(F32x8 a, F32x8 b) { return _mm256_min_ps(a.v, b.v); }
 TT_INLINE F32x8 max(F32x8 a, F32x8 b) { return _mm256_max_ps(a.v, b.v); }
@@ -137,6 +145,9 @@ TT_INLINE F32x8 rint(F32x8 a) {
 }
 TT_INLINE F32x8 floor(F32x8 a) {
   return _mm256_round_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+}
+TT_INLINE F32x8 ceil(F32x8 a) {
+  return _mm256_round_ps(a.v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
 }
 
 TT_INLINE __m256 constant_bits8(uint32_t c) {
@@ -155,17 +166,15 @@ TT_INLINE Mask8 is_finite(F32x8 a) {
   return {_mm256_cmp_ps(abs(a).v, constant_bits8(0x7f800000u), _CMP_LT_OQ)};
 }
 
-TT_INLINE F32x8 pow2(F32x8 n) {
+// The bit tricks are explained at their scalar forms in math/f32x1.h.
+TT_INLINE F32x8 pow2_bits(F32x8 n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256((n + 8388735.0f).v), 23));
 }
-TT_INLINE F32x8 scale2n(F32x8 x, F32x8 n) {
+TT_INLINE F32x8 pow2_addend(F32x8 n) { return pow2_bits(max(F32x8(-100.0f), n)); }
+TT_INLINE F32x8 scale2n(F32x8 x, F32x8 n) { return x * pow2_bits(n); }
+TT_INLINE F32x8 ldexp(F32x8 x, F32x8 n) {
   const F32x8 n1 = max(F32x8(-100.0f), n);
-  return x * pow2(n1) * pow2(n - n1);
-}
-
-// The larger bit pattern as a signed integer: for a, b >= 0 the larger, with Inf and then NaN on top.
-TT_INLINE F32x8 bits_max(F32x8 a, F32x8 b) {
-  return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a.v), _mm256_castps_si256(b.v)));
+  return x * pow2_bits(n1) * pow2_bits(n - n1);
 }
 
 TT_INLINE float max_across(F32x8 a) {

@@ -98,7 +98,8 @@ void run_pass(Pass& pass, const tt_parallel& parallel, int threads) {
   });
 }
 
-// fp32 bias, -0.0 where there is none.
+}  // namespace
+
 void widen_bias(const tt_epilogue& epilogue, int64_t N, float* bias) {
   if (epilogue.bias == nullptr) {
     std::fill(bias, bias + N, -0.0f);
@@ -110,8 +111,6 @@ void widen_bias(const tt_epilogue& epilogue, int64_t N, float* bias) {
     for (int64_t n = 0; n < N; ++n) bias[n] = to_float(from[n]);
   }
 }
-
-}  // namespace
 
 int dtype_size(tt_dtype dtype) {
   return dtype == TT_F32 ? 4 : dtype == TT_BF16 || dtype == TT_F16 ? 2 : 0;

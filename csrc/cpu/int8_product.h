@@ -22,6 +22,9 @@ tt_status run_product(const char* op, const RowSource& source, const int8_t* b_p
                       int64_t N, int64_t K, const tt_epilogue& epilogue,
                       const tt_parallel* parallel);
 
+// The bias as fp32 [N]: a 16-bit one widened, -0.0 where there is none. Not for an fp32 bias.
+void widen_bias(const tt_epilogue& epilogue, int64_t N, float* bias);
+
 // Bytes of an element; 0 if dtype is none of ours.
 int dtype_size(tt_dtype dtype);
 

@@ -189,7 +189,8 @@ Pool* pool() {
 void run_on_pool(void* threads, int64_t n, tt_task task, void* ctx) {
   if (n > 1 && !in_task) {
     Pool* shared = pool();
-    if (shared != nullptr && shared->run(int32_t(reinterpret_cast<intptr_t>(threads)), n, task, ctx)) {
+    if (shared != nullptr &&
+        shared->run(int32_t(reinterpret_cast<intptr_t>(threads)), n, task, ctx)) {
       return;
     }
   }

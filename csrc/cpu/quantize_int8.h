@@ -1,6 +1,7 @@
 // Row quantization on any vector type: into a plain row, or into a kernel's activation panel.
 // Internal linkage: included once an instruction set.
 #pragma once
+#include "cpu/bits_max.h"
 #include "cpu/int8_panel.h"
 #include "math/quantize.h"
 

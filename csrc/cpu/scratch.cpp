@@ -13,11 +13,12 @@ struct Buffer {
   int64_t size = 0;
   ~Buffer() { std::free(data); }
 };
-thread_local Buffer buffer;
+thread_local Buffer buffers[int(Scratch::kCount)];
 
 }  // namespace
 
-void* thread_scratch(int64_t bytes) {
+void* thread_scratch(int64_t bytes, Scratch owner) {
+  Buffer& buffer = buffers[int(owner)];
   const bool oversized = buffer.size > kKept && bytes <= kKept;
   if (bytes > buffer.size || oversized) {
     const int64_t size = (bytes + 4095) / 4096 * 4096;

@@ -5,7 +5,11 @@
 
 namespace trimtab {
 
-// At least `bytes`, 64-byte aligned, valid until this thread's next call; NULL if there is none.
-void* thread_scratch(int64_t bytes);
+// Buffers that live at the same time in one thread have different owners.
+enum class Scratch { kProduct, kImages, kPatches, kCount };
+
+// At least `bytes`, 64-byte aligned, valid until this thread's next call for the same owner; NULL if
+// there is none.
+void* thread_scratch(int64_t bytes, Scratch owner = Scratch::kProduct);
 
 }  // namespace trimtab

@@ -7,10 +7,17 @@
 //   < <= > >= == ordered: false when an operand is NaN
 //   min(a, b) = a < b ? a : b     the second operand when either is NaN or both are equal, as minps
 //   max(a, b) = a > b ? a : b     the same; so max(c, x) and min(c, x) let a NaN in x through
-//   rint, floor  to an integral float; -0.0 stays -0.0
-//   pow2(n)      2^n for integral n in [-126, 127]; +Inf for n = 128
-//   scale2n(x,n) x * 2^n with one rounding, for integral n in [-226, 128] and x such that
-//                x * 2^max(n, -100) is zero, normal, Inf or NaN (n = 128 needs |x| >= 1 or NaN)
+//   mul_add_exact(a, b, c) = a * b + c,  mul_sub_exact(a, b, c) = a * b - c
+//                where the caller knows that a * b is exact, so that fusing changes no bit; one fma
+//                where the target has it
+//   rint, floor, ceil   to an integral float; -0.0 stays -0.0
+//   scale2n(x,n) x * 2^n, exact: n integral in [-126, 127], the result zero or normal. One
+//                instruction with AVX-512, three elsewhere
+//   ldexp(x, n)  x * 2^n with one rounding, subnormals and overflow included: n integral in
+//                [-226, 128], and 2^-26 <= |x| < 2^99 where n < -100, |x| >= 1 where n = 128
+//   pow2_addend(n)  2^n for integral n in [-100, 127]; for n in [-226, -100) any value in
+//                [0, 2^-100]: for adding to something far larger, which it then leaves alone
+//   In the last three a NaN in x comes out as NaN; a NaN in n alone is not defined.
 //   load, store  bf16 and fp16 widen exactly and narrow with one RNE (math/dtypes.h)
 //   load_n(p, n), store_n(p, n)   touch the first n lanes only, 0 <= n <= lanes; the other lanes read 0
 //   store_int8   RNE, for lanes in [-127, 127] (anything else is the caller's error)
@@ -91,6 +98,13 @@ struct F32x1 {
   friend TT_INLINE Mask1 operator==(F32x1 a, F32x1 b) { return {a.v == b.v}; }
 };
 
+#if defined(__CUDA_ARCH__)
+TT_INLINE F32x1 mul_add_exact(F32x1 a, F32x1 b, F32x1 c) { return __fmaf_rn(a.v, b.v, c.v); }
+TT_INLINE F32x1 mul_sub_exact(F32x1 a, F32x1 b, F32x1 c) { return __fmaf_rn(a.v, b.v, -c.v); }
+#else
+TT_INLINE F32x1 mul_add_exact(F32x1 a, F32x1 b, F32x1 c) { return a * b + c; }
+TT_INLINE F32x1 mul_sub_exact(F32x1 a, F32x1 b, F32x1 c) { return a * b - c; }
+#endif
 TT_INLINE F32x1 select(Mask1 m, F32x1 a, F32x1 b) { return m.m ? a.v : b.v; }
 TT_INLINE F32x1 min(F32x1 a, F32x1 b) { return a.v < b.v ? a.v : b.v; }
 TT_INLINE F32x1 max(F32x1 a, F32x1 b) { return a.v > b.v ? a.v : b.v; }
@@ -119,6 +133,14 @@ TT_INLINE F32x1 floor(F32x1 a) {
 #endif
 }
 
+TT_INLINE F32x1 ceil(F32x1 a) {
+#if defined(__CUDACC__)
+  return ::ceilf(a.v);
+#else
+  return __builtin_ceilf(a.v);
+#endif
+}
+
 TT_INLINE F32x1 bit_and(F32x1 a, uint32_t c) { return float_from_bits(float_bits(a.v) & c); }
 TT_INLINE F32x1 bit_or(F32x1 a, uint32_t c) { return float_from_bits(float_bits(a.v) | c); }
 TT_INLINE F32x1 bit_xor(F32x1 a, uint32_t c) { return float_from_bits(float_bits(a.v) ^ c); }
@@ -132,18 +154,15 @@ TT_INLINE F32x1 copysign(F32x1 mag, F32x1 sgn) {
 TT_INLINE Mask1 is_nan(F32x1 a) { return {(float_bits(a.v) & 0x7fffffffu) > 0x7f800000u}; }
 TT_INLINE Mask1 is_finite(F32x1 a) { return {(float_bits(a.v) & 0x7fffffffu) < 0x7f800000u}; }
 
-// 2^23 + 127 + n has n + 127 in its low mantissa bits; the shift moves it into the exponent field.
-TT_INLINE F32x1 pow2(F32x1 n) { return float_from_bits(float_bits((n + 8388735.0f).v) << 23); }
-
+// 2^n for integral n in [-126, 127], Inf for 128: 2^23 + 127 + n has n + 127 in its low mantissa
+// bits, and the shift moves it into the exponent field.
+TT_INLINE F32x1 pow2_bits(F32x1 n) { return float_from_bits(float_bits((n + 8388735.0f).v) << 23); }
+TT_INLINE F32x1 pow2_addend(F32x1 n) { return pow2_bits(max(F32x1(-100.0f), n)); }
+TT_INLINE F32x1 scale2n(F32x1 x, F32x1 n) { return x * pow2_bits(n); }
 // The first product is exact, so only the second rounds.
-TT_INLINE F32x1 scale2n(F32x1 x, F32x1 n) {
+TT_INLINE F32x1 ldexp(F32x1 x, F32x1 n) {
   const F32x1 n1 = max(F32x1(-100.0f), n);
-  return x * pow2(n1) * pow2(n - n1);
-}
-
-// The larger bit pattern as a signed integer: for a, b >= 0 the larger, with Inf and then NaN on top.
-TT_INLINE F32x1 bits_max(F32x1 a, F32x1 b) {
-  return static_cast<int32_t>(float_bits(a.v)) > static_cast<int32_t>(float_bits(b.v)) ? a.v : b.v;
+  return x * pow2_bits(n1) * pow2_bits(n - n1);
 }
 
 TT_INLINE float max_across(F32x1 a) { return a.v; }

@@ -51,10 +51,6 @@ std::string prefix(const char* op, const char* name) {
   return std::string(op) + ": expected " + name;
 }
 
-py::array adjacent(const py::array& memory) {
-  return py::module_::import("numpy").attr("ascontiguousarray")(memory);
-}
-
 bool aligned(const py::array& memory) {
   return reinterpret_cast<uintptr_t>(memory.data()) % size_t(memory.itemsize()) == 0;
 }
@@ -149,7 +145,8 @@ py::array from_dlpack(py::handle object, const std::string& where, Dtype* dtype)
     auto* managed = consume<dlpack::ManagedVersioned>(capsule, "used_dltensor_versioned");
     const py::capsule owner = owner_of(managed);
     if (managed->major != dlpack::kMajor) {
-      throw py::value_error(where + " as DLPack 1.x, got version " + std::to_string(managed->major));
+      throw py::value_error(where + " as DLPack 1.x, got version " +
+                            std::to_string(managed->major));
     }
     return view(managed->tensor, owner, managed->flags & dlpack::kReadOnly, where, dtype);
   }
@@ -170,17 +167,20 @@ py::dtype numpy_dtype(const char* op, tt_dtype dtype) {
   }
 }
 
-std::atomic<int> threads{0};  // 0: one per core
+// Resolved here and not at every call: counting the cores asks the kernel.
+std::atomic<int> threads{tt_own_pool(0).threads};
 
 }  // namespace
 
+py::array adjacent(const py::array& memory) {
+  if ((memory.flags() & py::array::c_style) && aligned(memory)) return memory;
+  return py::module_::import("numpy").attr("array")(memory, py::arg("order") = "C");
+}
+
 void check_status(tt_status status) {
-  switch (status) {
-    case TT_OK: return;
-    case TT_INVALID_ARGUMENT: throw py::value_error(tt_last_error());
-    case TT_OUT_OF_MEMORY: PyErr_SetString(PyExc_MemoryError, tt_last_error()); break;
-    default: PyErr_SetString(PyExc_RuntimeError, tt_last_error()); break;
-  }
+  if (status == TT_OK) return;
+  PyErr_SetString(status == TT_OUT_OF_MEMORY ? PyExc_MemoryError : PyExc_ValueError,
+                  tt_last_error());
   throw py::error_already_set();
 }
 
@@ -256,9 +256,9 @@ Scale::Scale(const char* op, const char* name, py::handle object, bool grouped) 
 
 py::array empty_packed(int64_t bytes) {
   // aligned_alloc takes multiples of the alignment.
-  void* data = std::aligned_alloc(TT_INT8_PACK_ALIGNMENT,
-                                  size_t(bytes + TT_INT8_PACK_ALIGNMENT - 1) /
-                                      TT_INT8_PACK_ALIGNMENT * TT_INT8_PACK_ALIGNMENT);
+  void* data = std::aligned_alloc(
+      TT_INT8_PACK_ALIGNMENT,
+      size_t(bytes + TT_INT8_PACK_ALIGNMENT - 1) / TT_INT8_PACK_ALIGNMENT * TT_INT8_PACK_ALIGNMENT);
   if (data == nullptr) throw std::bad_alloc();
   return py::array(py::dtype("int8"), {bytes}, {1}, data, py::capsule(data, std::free));
 }
@@ -278,10 +278,10 @@ void expect_packed(const Array& packed, int64_t N, int64_t K) {
                           std::to_string(packed.memory.strides(0)));
   }
   if (reinterpret_cast<uintptr_t>(packed.memory.data()) % TT_INT8_PACK_ALIGNMENT != 0) {
-    throw py::value_error(where + " aligned to 64 bytes, as int8_pack returns it, got an address " +
-                          std::to_string(reinterpret_cast<uintptr_t>(packed.memory.data()) %
-                                         TT_INT8_PACK_ALIGNMENT) +
-                          " bytes past such a boundary");
+    throw py::value_error(
+        where + " aligned to 64 bytes, as int8_pack returns it, got an address " +
+        std::to_string(reinterpret_cast<uintptr_t>(packed.memory.data()) % TT_INT8_PACK_ALIGNMENT) +
+        " bytes past such a boundary");
   }
 }
 
@@ -296,7 +296,12 @@ Weight::Weight(const char* op, const char* name, py::handle object, int64_t N, i
       throw py::value_error(prefix(op, name) + " as [N=" + std::to_string(N) +
                             ", K=" + std::to_string(K) + "] or packed, got " + array.describe());
     }
-    const Rows rows(array);
+    Rows rows(array);
+    if (rows.M > 1 && rows.stride < K) {  // tt_int8_pack takes no reversed or repeated rows
+      rows.memory = adjacent(rows.memory);
+      rows.data = rows.memory.data();
+      rows.stride = K;
+    }
     memory = empty_packed(tt_int8_packed_size(N, K));
     int8_t* packed = static_cast<int8_t*>(memory.mutable_data());
     const tt_parallel pool = own_pool();
@@ -313,14 +318,13 @@ tt_dtype parse_float_dtype(const char* op, py::handle object) {
   if (py::isinstance<py::str>(object)) {
     name = py::cast<std::string>(object);
   } else {
-    name = py::cast<std::string>(
-        py::module_::import("numpy").attr("dtype")(object).attr("name"));
+    name = py::cast<std::string>(py::module_::import("numpy").attr("dtype")(object).attr("name"));
   }
   if (name == "float32") return TT_F32;
   if (name == "bfloat16") return TT_BF16;
   if (name == "float16") return TT_F16;
-  throw py::type_error(std::string(op) +
-                       ": expected out_dtype float32, bfloat16 or float16, got " + name);
+  throw py::type_error(std::string(op) + ": expected out_dtype float32, bfloat16 or float16, got " +
+                       name);
 }
 
 tt_activation parse_activation(const char* op, const std::string& name) {
@@ -339,7 +343,9 @@ std::vector<py::ssize_t> shape_with_last(const Array& rows_of, int64_t last) {
 }
 
 tt_parallel own_pool() { return tt_own_pool(threads.load(std::memory_order_relaxed)); }
-void set_threads(int count) { threads.store(count, std::memory_order_relaxed); }
+void set_threads(int count) {
+  threads.store(tt_own_pool(count).threads, std::memory_order_relaxed);
+}
 
 Epilogue::Epilogue(const char* op, const Scale& scale, py::handle bias,
                    const std::string& activation, py::handle out_dtype, py::handle out,
@@ -396,9 +402,9 @@ void Epilogue::take_out(const Array& array, const std::vector<py::ssize_t>& shap
   values.out_stride = bytes / out_.itemsize();
   const bool one_row = out_.size() <= N;
   if (!rows || (!one_row && values.out_stride < N)) {
-    throw py::value_error(where + " as aligned rows of adjacent elements that do not overlap, got " +
-                          "strides of " +
-                          describe_shape(out_.strides(), size_t(array.rank())) + " bytes");
+    throw py::value_error(
+        where + " as aligned rows of adjacent elements that do not overlap, got " + "strides of " +
+        describe_shape(out_.strides(), size_t(array.rank())) + " bytes");
   }
   if (one_row) values.out_stride = N;
 }

@@ -14,7 +14,7 @@ namespace py = pybind11;
 
 enum class Dtype { kInt8, kFloat32, kBfloat16, kFloat16, kOther };
 
-// Throws ValueError, RuntimeError or MemoryError with tt_last_error() if status is not TT_OK.
+// Throws ValueError or MemoryError with tt_last_error() if status is not TT_OK.
 void check_status(tt_status status);
 
 // An argument: the memory as it lies, and what its elements are. bfloat16 is ml_dtypes' or, from
@@ -35,6 +35,9 @@ struct Array {
   tt_dtype expect_float() const;  // or throws: expected float32, bfloat16 or float16
   void expect_rank(int64_t rank) const;
 };
+
+// The array itself if it is row-major and aligned, else a copy that is.
+py::array adjacent(const py::array& memory);
 
 // [..., K] as M rows of K adjacent elements, `stride` elements apart. Row strides of any sign are read
 // in place; where the last dimension's isn't 1, the rows have no one stride, or an element isn't

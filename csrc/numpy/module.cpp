@@ -132,7 +132,7 @@ py::array take_zero_point(py::handle object, const Scale& scale) {
                           ", N=" + number(scale.N) + "], like weight_scale, got " +
                           array.describe());
   }
-  return py::module_::import("numpy").attr("ascontiguousarray")(array.memory);
+  return adjacent(array.memory);
 }
 
 py::object int8_weight_mm(py::handle x, py::handle weight, py::handle weight_scale, py::handle bias,
@@ -161,8 +161,7 @@ py::object int8_weight_mm(py::handle x, py::handle weight, py::handle weight_sca
   const Weight packed(op, "weight", weight, scale.N, rows.K);
   epilogue.expect_no_alias("x", rows.memory);
   epilogue.expect_no_alias("weight", packed.memory);
-  const auto* zero_data =
-      zero_point.is_none() ? nullptr : static_cast<const int8_t*>(zero.data());
+  const auto* zero_data = zero_point.is_none() ? nullptr : static_cast<const int8_t*>(zero.data());
   run([&](const tt_parallel* pool) {
     return tt_int8_weight_mm(rows.data, dtype, rows.stride, packed.data(), columns, zero_data,
                              rows.M, scale.N, rows.K, &epilogue.values, pool);

@@ -61,7 +61,7 @@ tt_parallel torch_pool() {
   return {run_on_torch, nullptr, int32_t(threads)};
 }
 
-void check_status(tt_status status) { STD_TORCH_CHECK(status == TT_OK, tt_last_error()); }
+void check_status(tt_status status) { TT_CHECK(status == TT_OK, tt_last_error()); }
 
 std::string describe(const Tensor& tensor) {
   std::string text = "[";
@@ -77,16 +77,16 @@ tt_dtype float_dtype(const char* op, const char* name, const Tensor& tensor) {
     case ScalarType::Half: return TT_F16;
     default: break;
   }
-  STD_TORCH_CHECK(false, op, ": expected ", name, " of float32, bfloat16 or float16, got ",
+  TT_CHECK(false, op, ": expected ", name, " of float32, bfloat16 or float16, got ",
                   describe(tensor));
   return TT_F32;
 }
 
 void check_tensor(const char* op, const char* name, const Tensor& tensor, ScalarType dtype, int rank) {
-  STD_TORCH_CHECK(tensor.scalar_type() == dtype && (rank < 0 || tensor.dim() == rank), op,
-                  ": expected ", name, " of ", rank < 0 ? "any rank" : std::to_string(rank) + "-D ",
+  TT_CHECK(tensor.scalar_type() == dtype && (rank < 0 || tensor.dim() == rank), op,
+                  ": expected ", name, " of ", rank < 0 ? "" : std::to_string(rank) + "-D ",
                   dtype_name(dtype), ", got ", describe(tensor));
-  STD_TORCH_CHECK(tensor.is_cpu(), op, ": expected ", name, " on the CPU, like the others");
+  TT_CHECK(tensor.is_cpu(), op, ": expected ", name, " on the CPU, like the others");
 }
 
 void check_out(const char* op, const char* name, const Tensor& out, ScalarType dtype,
@@ -97,10 +97,10 @@ void check_out(const char* op, const char* name, const Tensor& out, ScalarType d
     same = same && out.sizes()[d] == sizes[d];
     wanted += (d ? ", " : "") + std::to_string(sizes[d]);
   }
-  STD_TORCH_CHECK(same && out.scalar_type() == dtype && out.is_contiguous(), op,
+  TT_CHECK(same && out.scalar_type() == dtype && out.is_contiguous(), op,
                   ": expected contiguous ", name, " of ", wanted, "] ", dtype_name(dtype), ", got ",
                   describe(out));
-  STD_TORCH_CHECK(out.is_cpu(), op, ": expected ", name, " on the CPU, like the others");
+  TT_CHECK(out.is_cpu(), op, ": expected ", name, " on the CPU, like the others");
 }
 
 Rows::Rows(const Tensor& x) : tensor(x) {
@@ -139,11 +139,12 @@ PackedWeight::PackedWeight(const char* op, const Tensor& weight, int64_t n, int6
   check_tensor(op, "weight", weight, ScalarType::Char, -1);
   if (weight.dim() == 1) {
     const int64_t bytes = tt_int8_packed_size(N, K);
-    STD_TORCH_CHECK(weight.numel() == bytes, op, ": expected a packed weight of ", bytes,
-                    " bytes for N=", N, " and K=", K, " (from int8_pack), got ", weight.numel());
-    STD_TORCH_CHECK(weight.is_contiguous(), op, ": expected a contiguous packed weight");
+    TT_CHECK(weight.numel() == bytes, op, ": expected a packed weight of ", bytes,
+                    " bytes (from int8_pack) for N=", N, " and the K=", K,
+                    " of the other operand, got ", weight.numel());
+    TT_CHECK(weight.is_contiguous(), op, ": expected a contiguous packed weight");
   } else {
-    STD_TORCH_CHECK(weight.dim() == 2 && weight.sizes()[0] == N && weight.sizes()[1] == K, op,
+    TT_CHECK(weight.dim() == 2 && weight.sizes()[0] == N && weight.sizes()[1] == K, op,
                     ": expected weight [N=", N, ", K=", K, "] int8 or its packed form, got ",
                     describe(weight));
     const Rows rows(weight);

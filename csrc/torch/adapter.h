@@ -6,13 +6,28 @@
 #include <trimtab/trimtab.h>
 
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
+
+// STD_TORCH_CHECK without its prefix of function and build path: the message alone, which names the op.
+#define TT_CHECK(condition, ...)                                                   \
+  do {                                                                             \
+    if (!(condition)) throw std::runtime_error(trimtab::join_message(__VA_ARGS__)); \
+  } while (0)
 
 namespace trimtab {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+template <class... Parts>
+std::string join_message(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  return text.str();
+}
 
 // torch's own thread pool as a tt_parallel.
 tt_parallel torch_pool();

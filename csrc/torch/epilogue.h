@@ -19,15 +19,15 @@ struct EpilogueArgs {
       : scale(weight_scale), bias(bias_or_none), activation(tt_activation(activation_code)) {
     const int64_t rank = scale.dim();
     check_tensor(op, scale_name, scale, ScalarType::Float, grouped && rank == 2 ? 2 : 1);
-    STD_TORCH_CHECK(scale.is_contiguous(), op, ": expected a contiguous ", scale_name);
+    TT_CHECK(scale.is_contiguous(), op, ": expected a contiguous ", scale_name);
     N = scale.sizes()[rank - 1];
     if (bias) {
       bias_dtype = float_dtype(op, "bias", *bias);
-      STD_TORCH_CHECK(bias->dim() == 1 && bias->numel() == N && bias->is_contiguous(), op,
+      TT_CHECK(bias->dim() == 1 && bias->numel() == N && bias->is_contiguous(), op,
                       ": expected a contiguous bias [N=", N, "], got ", describe(*bias));
-      STD_TORCH_CHECK(bias->is_cpu(), op, ": expected bias on the CPU, like the others");
+      TT_CHECK(bias->is_cpu(), op, ": expected bias on the CPU, like the others");
     }
-    STD_TORCH_CHECK(activation_code >= TT_ACT_NONE && activation_code <= TT_ACT_SILU, op,
+    TT_CHECK(activation_code >= TT_ACT_NONE && activation_code <= TT_ACT_SILU, op,
                     ": expected activation 0 (none), 1 (relu), 2 (gelu), 3 (gelu_tanh) or 4 (silu), "
                     "got ", activation_code);
   }

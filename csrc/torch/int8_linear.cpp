@@ -24,7 +24,7 @@ void run(const Tensor& x, const Tensor& weight, const EpilogueArgs& epilogue, co
 
 void check_x(const Tensor& x) {
   float_dtype(kOp, "x", x);
-  STD_TORCH_CHECK(x.dim() >= 1, kOp, ": expected x of at least one dimension, got ", describe(x));
+  TT_CHECK(x.dim() >= 1, kOp, ": expected x of at least one dimension, got ", describe(x));
 }
 
 Tensor int8_linear(const Tensor& x, const Tensor& weight, const Tensor& weight_scale,

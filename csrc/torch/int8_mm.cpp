@@ -12,7 +12,7 @@ constexpr const char* kOp = "int8_mm";
 void check(const Tensor& a, const Tensor& a_scale) {
   check_tensor(kOp, "a", a, ScalarType::Char, 2);
   check_tensor(kOp, "a_scale", a_scale, ScalarType::Float, 1);
-  STD_TORCH_CHECK(a_scale.numel() == a.sizes()[0] && a_scale.is_contiguous(), kOp,
+  TT_CHECK(a_scale.numel() == a.sizes()[0] && a_scale.is_contiguous(), kOp,
                   ": expected contiguous a_scale [M=", a.sizes()[0], "], got ", describe(a_scale));
 }
 

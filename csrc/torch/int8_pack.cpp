@@ -13,7 +13,7 @@ Tensor int8_pack(const Tensor& weight) {
 
 Tensor int8_unpack(const Tensor& packed, int64_t N, int64_t K) {
   check_tensor("int8_unpack", "packed", packed, ScalarType::Char, 1);
-  STD_TORCH_CHECK(N >= 0 && K >= 0, "int8_unpack: expected sizes >= 0, got N=", N, " K=", K);
+  TT_CHECK(N >= 0 && K >= 0, "int8_unpack: expected sizes >= 0, got N=", N, " K=", K);
   const PackedWeight weight("int8_unpack", packed, N, K);
   const int64_t sizes[] = {N, K};
   const Tensor out = empty_cpu(sizes, 2, ScalarType::Char);

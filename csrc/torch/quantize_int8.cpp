@@ -19,7 +19,7 @@ void run(const Tensor& x, const Tensor& q, const Tensor& scale) {
 
 void check_x(const Tensor& x) {
   float_dtype(kOp, "x", x);
-  STD_TORCH_CHECK(x.dim() >= 1, kOp, ": expected x of at least one dimension, got ", describe(x));
+  TT_CHECK(x.dim() >= 1, kOp, ": expected x of at least one dimension, got ", describe(x));
 }
 
 std::tuple<Tensor, Tensor> quantize_int8(const Tensor& x) {

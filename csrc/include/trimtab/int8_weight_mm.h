@@ -1,9 +1,11 @@
 /* int8_weight_mm: float activations times an int8 weight, the scale in the epilogue.
  *
- *   acc_g = sum over k in group g, in rising order, of fma(x[m,k], float(b[n,k] - zero[n,g]), acc_g)
- *   t     = sum_g acc_g * scale[n,g]   (one group: t = acc * scale);  t = t + bias[n];  out = act(t)
+ *   acc = 0;  for k in group g, rising:  acc = fma(x[m,k], float(b[n,k] - zero_point[g,n]), acc)
+ *   t = 0;    for g rising:              t = fma(acc_g, scale[g,n], t)
+ *   t = t + bias[n] (only if there is a bias);  out[m,n] = round(act(t))
  *
- * The order of the sum is fixed, so every CPU instruction set gives the same bits.
+ * All in fp32, x widened exactly. The order of the sum is fixed, so every CPU instruction set gives the
+ * same bits, for every batch size and thread count.
  */
 #ifndef TRIMTAB_INT8_WEIGHT_MM_H_
 #define TRIMTAB_INT8_WEIGHT_MM_H_

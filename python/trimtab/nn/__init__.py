@@ -1,5 +1,7 @@
 """Layers that replace torch.nn's, each a subclass of what it replaces."""
 
+from .conv import Int8Conv2d
+from .embedding import Int8Embedding, Int8EmbeddingBag
 from .linear import Int8Linear
 
-__all__ = ["Int8Linear"]
+__all__ = ["Int8Conv2d", "Int8Embedding", "Int8EmbeddingBag", "Int8Linear"]

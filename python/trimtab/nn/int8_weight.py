@@ -13,13 +13,13 @@ FORMAT_VERSION = 1
 
 
 class Int8Weight(nn.Module):
-    """A module that holds an int8 weight [N, K] once, in the layout its device's kernels read.
+    """A module that holds an int8 weight once, in the layout its device's kernels read.
 
-    Buffers: ``packed`` (on a CPU the 1-D packed form, elsewhere [N, K]) and ``weight_scale``
+    Buffers: ``packed`` (on a CPU the 1-D packed form, elsewhere ``weight_shape``) and ``weight_scale``
     (float32 whatever ``.to(dtype)`` says). ``dtype`` is the one the float weight had; ``.to(dtype)``
     changes it.
 
-    state_dict is the same on every device: ``weight`` int8 [N, K], ``weight_scale`` float32,
+    state_dict is the same on every device: ``weight`` int8, ``weight_scale`` float32,
     ``bias`` if there is one, and ``int8_format`` int32 [1], the version. It passes safetensors and
     ``torch.load(weights_only=True)``.
     """
@@ -27,24 +27,35 @@ class Int8Weight(nn.Module):
     packed: Tensor
     weight_scale: Tensor
     bias: Tensor | None
-    weight_shape: tuple[int, int]
+    weight_shape: tuple[int, ...]  # [N, K], [O, C, kh, kw], ...: one scale for each of the first
     dtype: torch.dtype
 
     def set_weight(self, weight: Tensor, weight_scale: Tensor) -> None:
-        """Takes an int8 ``weight`` [N, K] and its float32 scale, on the device they are on."""
-        packed = ops.int8_pack(weight) if weight.device.type == "cpu" else weight.contiguous()
-        self.register_buffer("packed", packed, persistent=False)
+        """Takes an int8 ``weight`` and its float32 scale, on the device they are on."""
+        self.register_buffer("packed", self._resident(weight), persistent=False)
         self.register_buffer("weight_scale", weight_scale.contiguous(), persistent=False)
 
+    def _resident(self, weight: Tensor) -> Tensor:
+        """A plain int8 weight in the layout that the kernels of its device read."""
+        return self._pack(weight) if weight.device.type == "cpu" else weight.contiguous()
+
+    def _pack(self, weight: Tensor) -> Tensor:
+        """The CPU kernels' form of a plain weight; 1-D if it differs from the plain one."""
+        return ops.int8_pack(weight)
+
+    def _unpack(self, packed: Tensor) -> Tensor:
+        """The inverse of _pack for a 1-D form."""
+        N, K = self.weight_shape
+        return ops.int8_unpack(packed, N, K)
+
     def int8_weight(self) -> Tensor:
-        """The int8 weight [N, K]; a copy where the resident one is packed."""
-        if self.packed.dim() != 1:
-            return self.packed
-        return ops.int8_unpack(self.packed, *self.weight_shape)
+        """The int8 weight of ``weight_shape``; a copy where the resident one is packed."""
+        return self.packed if self.packed.dim() != 1 else self._unpack(self.packed)
 
     def float_weight(self) -> Tensor:
-        """The float weight [N, K] this one stands for, in ``dtype``; a new tensor at every call."""
-        return (self.int8_weight().to(torch.float32) * self.weight_scale[:, None]).to(self.dtype)
+        """The float weight this one stands for, in ``dtype``; a new tensor at every call."""
+        scale = self.weight_scale.reshape(-1, *[1] * (len(self.weight_shape) - 1))
+        return (self.int8_weight().to(torch.float32) * scale).to(self.dtype)
 
     def resident_bytes(self) -> int:
         """Bytes the weight, its scale and the bias occupy."""
@@ -65,8 +76,8 @@ class Int8Weight(nn.Module):
             moved = fn(scale)
             scale = moved if moved.dtype == scale.dtype else scale.to(moved.device)
             self.dtype = probe.dtype
-            if weight.device.type == "cpu" and weight.dim() == 2:
-                weight = ops.int8_pack(weight)
+            if weight.dim() != 1:
+                weight = self._resident(weight)
         finally:
             self._buffers["packed"], self._buffers["weight_scale"] = weight, scale
         return self

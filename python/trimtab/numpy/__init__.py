@@ -145,7 +145,7 @@ def get_isa() -> str:
 def set_isa(name: str | None) -> None:
     """Use one of ``available_isas()``; None: back to TRIMTAB_ISA, or the best.
 
-    A name that does not exist raises ValueError, one this CPU lacks RuntimeError.
+    A name that does not exist, or that this CPU lacks, raises ValueError.
     """
     _numpy.set_isa(name or "")
 

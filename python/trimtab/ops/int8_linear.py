@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import library
-from .int8_mm import check_fake_weight
+from .int8_mm import check_fake_product
 from .int8_pack import int8_unpack
 
 _op = torch.ops.trimtab.int8_linear
@@ -55,13 +55,15 @@ def int8_linear(
     return _op.default(x, weight, weight_scale, bias, code, out_dtype)
 
 
-def _fake_sizes(x: Tensor, weight: Tensor, weight_scale: Tensor) -> list[int]:
+def _fake_sizes(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
+) -> list[int]:
     library.expect_float("int8_linear", "x", x)
     library.expect(
         x.dim() >= 1,
         f"int8_linear: expected x of at least one dimension, got {library.describe(x)}",
     )
-    check_fake_weight("int8_linear", weight, weight_scale.shape[0], x.shape[-1])
+    check_fake_product("int8_linear", weight, weight_scale, "weight_scale", bias, x.shape[-1])
     return [*x.shape[:-1], weight_scale.shape[0]]
 
 
@@ -73,7 +75,7 @@ def _fake(
     activation: int = 0,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    return x.new_empty(_fake_sizes(x, weight, weight_scale), dtype=out_dtype or x.dtype)
+    return x.new_empty(_fake_sizes(x, weight, weight_scale, bias), dtype=out_dtype or x.dtype)
 
 
 torch.library.register_fake("trimtab::int8_linear", _fake)
@@ -90,7 +92,7 @@ def _(
     *,
     out: Tensor,
 ) -> None:
-    _fake_sizes(x, weight, weight_scale)
+    _fake_sizes(x, weight, weight_scale, bias)
 
 
 def dequantize(weight: Tensor, weight_scale: Tensor, K: int, dtype: torch.dtype) -> Tensor:

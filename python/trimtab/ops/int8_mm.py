@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import library
+from .int8_pack import packed_size
 
 
 def int8_mm(
@@ -48,10 +49,21 @@ def int8_mm(
     return torch.ops.trimtab.int8_mm.default(a, b, a_scale, b_scale, bias, code, out_dtype)
 
 
-def check_fake_weight(op: str, weight: Tensor, N: int, K: int) -> None:
-    """What PackedWeight of csrc/torch/adapter.cpp checks, for fakes."""
-    from .int8_pack import packed_size
-
+def check_fake_product(
+    op: str, weight: Tensor, scale: Tensor, scale_name: str, bias: Tensor | None, K: int
+) -> None:
+    """What PackedWeight and EpilogueArgs of csrc/torch check, for fakes."""
+    library.expect(
+        scale.dtype == torch.float32 and scale.dim() == 1,
+        f"{op}: expected {scale_name} of 1-D float32, got {library.describe(scale)}",
+    )
+    N = scale.shape[0]
+    if bias is not None:
+        library.expect_float(op, "bias", bias)
+        library.expect(
+            tuple(bias.shape) == (N,),
+            f"{op}: expected a contiguous bias [N={N}], got {library.describe(bias)}",
+        )
     shape = (packed_size(N, K),) if weight.dim() == 1 else (N, K)
     library.expect(
         weight.dtype == torch.int8 and tuple(weight.shape) == shape,
@@ -78,7 +90,7 @@ def _(
         a.dtype == torch.int8 and a.dim() == 2,
         f"int8_mm: expected a of 2-D int8, got {library.describe(a)}",
     )
-    check_fake_weight("int8_mm", b, b_scale.shape[0], a.shape[1])
+    check_fake_product("int8_mm", b, b_scale, "b_scale", bias, a.shape[1])
     return a.new_empty(a.shape[0], b_scale.shape[0], dtype=out_dtype or torch.bfloat16)
 
 
@@ -93,7 +105,7 @@ def _(
     *,
     out: Tensor,
 ) -> None:
-    check_fake_weight("int8_mm", b, b_scale.shape[0], a.shape[1])
+    check_fake_product("int8_mm", b, b_scale, "b_scale", bias, a.shape[1])
 
 
 @register_flop_formula(torch.ops.trimtab.int8_mm)

@@ -75,3 +75,8 @@ def register_autocast(op: torch._ops.OpOverload) -> None:
                 return op(x.to(torch.get_autocast_dtype(device)), *args)
 
         _fragment.impl(op, cast, key)
+
+
+def implement(name: str, function: Any, key: str) -> None:
+    """Registers a Python function as the implementation of an op for a dispatch key."""
+    _fragment.impl(name, function, key)

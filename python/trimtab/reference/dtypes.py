@@ -1,6 +1,6 @@
 """The three float dtypes as NumPy arrays. NumPy has no bfloat16: its bit patterns travel as uint16.
 
-    float32  -> np.float32        float16 -> np.float16        bfloat16 -> np.uint16 (the bits)
+float32  -> np.float32        float16 -> np.float16        bfloat16 -> np.uint16 (the bits)
 """
 
 from __future__ import annotations

@@ -1,0 +1,43 @@
+"""The demo's table, all-MiniLM-L6-v2 with 128 texts of 128 tokens, as a CSV beside the others."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import harness
+from harness import Table, Timing
+
+from trimtab import demo
+
+
+def main() -> int:
+    options = harness.parser(__doc__).parse_args()
+    harness.start(options)
+    missing = [pip for name, pip in demo.PACKAGES.items() if not demo.importable(name)]
+    if missing:
+        print(f"not measured: {', '.join(missing)} not installed; `make demo` installs them")
+        return 0
+    size = ["--texts", "8", "--rounds", "2"] if options.quick else ["--rounds", "12"]
+    with tempfile.TemporaryDirectory() as folder:
+        figures, page = Path(folder) / "demo.json", Path(folder) / "demo.html"
+        arguments = [*size, "--threads", str(options.threads), "--json", str(figures)]
+        status = demo.main([*arguments, "--html", str(page)])
+        if status:
+            return status
+        result = json.loads(figures.read_text())
+    table = Table("demo", options.out)
+    x = ("texts,tokens", f"{result['texts']},{result['tokens']}")
+    for row in result["rows"]:
+        times = [row[key] * 1e3 for key in ("milliseconds", "p20", "p80")]
+        kept = ("texts_per_second", "speedup", "weight_bytes", "cosine_mean", "cosine_min")
+        extra = {key: row[key] for key in (*kept, "nearest_agreement")}
+        table.add(row["name"], "forward", x, Timing(*times, result["rounds"]), **extra)
+    table.write()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

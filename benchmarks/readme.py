@@ -1,0 +1,188 @@
+"""Rewrites the measured parts of README.md from the CSVs in benchmarks/results.
+
+    python benchmarks/readme.py            rewrite
+    python benchmarks/readme.py --check    exit 1 if README.md is not what the CSVs say
+
+A measured part stands between ``<!-- measured: NAME -->`` and ``<!-- end -->``. Of several machines'
+CSVs for one NAME, the one measured last is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+README = HERE.parent / "README.md"
+RESULTS = HERE / "results"
+PART = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+OURS = "trimtab int8"
+
+Rows = list[dict[str, str]]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--readme", type=Path, default=README)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    before = options.readme.read_text(encoding="utf-8")
+    after = rewrite(before, options.results)
+    if options.check:
+        if before != after:
+            print(f"{options.readme} is not what the CSVs say: run python benchmarks/readme.py")
+        return int(before != after)
+    options.readme.write_text(after, encoding="utf-8")
+    return 0
+
+
+def rewrite(text: str, results: Path) -> str:
+    """``text`` with every measured part made again; a part without a CSV says so."""
+
+    def part(match: re.Match[str]) -> str:
+        name = match[2]
+        if name not in PARTS:
+            raise SystemExit(f"readme.py: expected a part out of {', '.join(PARTS)}, got {name!r}")
+        rows = newest(name, results)
+        body = PARTS[name](rows) + stamp(rows) if rows else "Not measured yet: `make bench`.\n"
+        return f"{match[1]}{body}{match[3]}"
+
+    return PART.sub(part, text)
+
+
+def newest(name: str, results: Path) -> Rows:
+    tables = []
+    for path in sorted(results.glob(f"*-{name}.csv")):
+        with path.open(newline="") as file:
+            tables.append(list(csv.DictReader(file)))
+    return max((t for t in tables if t), key=lambda rows: rows[0]["timestamp"], default=[])
+
+
+def stamp(rows: Rows) -> str:
+    r = rows[0]
+    return (
+        f"\n{r['device']}, {r['threads']} threads, {r['isa']}; torch {r['torch']}; trimtab "
+        f"{r['version']}, commit {r['commit']}; {r['timestamp']} UTC.\n"
+    )
+
+
+def extra(row: dict[str, str]) -> dict:
+    return json.loads(row["extra_config"])
+
+
+def us(row: dict[str, str]) -> float:
+    return float(row["y_50"])
+
+
+def markdown(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def geomean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def demo(rows: Rows) -> str:
+    head = ["model", "batch, ms (p20–p80)", "texts/s", "× fp32", "weights, MB", "cosine mean"]
+    head += ["cosine min", "same nearest text"]
+    body = []
+    for row in rows:
+        e = extra(row)
+        times = [float(row[key]) / 1e3 for key in ("y_50", "y_20", "y_80")]
+        cells = [row["provider"], "{:.0f} ({:.0f}–{:.0f})".format(*times)]
+        cells += [f"{e['texts_per_second']:.0f}", f"{e['speedup']:.2f}", f"{e['weight_bytes'] / 1e6:.1f}"]
+        cells += [f"{e['cosine_mean']:.4f}", f"{e['cosine_min']:.4f}"]
+        body.append(cells + [f"{100 * e['nearest_agreement']:.1f} %"])
+    return markdown(head, body)
+
+
+def int8_linear(rows: Rows) -> str:
+    """A table for each dtype, then who could not be measured and why."""
+    out = []
+    for mode, title in (("fp32->fp32", "fp32 in and out"), ("bf16->bf16", "bf16 in and out")):
+        timed = [row for row in rows if row["mode"] == mode]
+        if timed:
+            out.append(f"{title}:\n\n{comparison(timed)}")
+    absent = [f"{row['provider']} ({extra(row)['reason']})" for row in rows if row["mode"] == "absent"]
+    if absent:
+        out.append(f"Not measured: {'; '.join(absent)}.\n")
+    return "\n".join(out)
+
+
+def comparison(timed: Rows) -> str:
+    body, ratios = [], []
+    for shape in dict.fromkeys(row["x_value"] for row in timed):
+        here = {row["provider"]: row for row in timed if row["x_value"] == shape}
+        ours, e = here[OURS], extra(here[OURS])
+        others = [row for name, row in here.items() if name != OURS]
+        share = 100 * e["tops"] / e["peak_tops"]
+        cells = [shape, f"{us(ours):.0f}", f"{e['tops']:.2f}", "–" if math.isnan(share) else f"{share:.0f} %"]
+        if others:
+            best = min(others, key=us)
+            ratios.append(us(best) / us(ours))
+            mark = "{:.2f}" if ratios[-1] >= 1 else "**{:.2f}**"
+            cells += [mark.format(ratios[-1]), f"{best['provider']}, {us(best):.0f} µs"]
+        body.append(cells + [""] * (6 - len(cells)))
+    head = ["M,K,N", "µs", "TOPS", "of the bare loop", "× best peer", "best peer"]
+    text = markdown(head, body)
+    if ratios:
+        lost = sum(ratio < 1 for ratio in ratios)
+        text += f"\nGeomean {geomean(ratios):.2f} × the best peer of each shape, worst {min(ratios):.2f}; "
+        text += "no losses.\n" if not lost else f"{lost} of {len(ratios)} lost (bold).\n"
+    return text
+
+
+def int8_linear_sweep(rows: Rows) -> str:
+    by_m = {int(row["x_value"]): us(row) for row in rows if row["x_name"] == "M"}
+    steps = {m: by_m[m] / by_m[m - 1] for m in by_m if m - 1 in by_m}
+    worst = max(steps, key=lambda m: steps[m])
+    size = extra(rows[0])["K"]
+    text = f"K = N = {size}: {by_m[1]:.0f} µs at M = 1, {by_m[max(by_m)]:.0f} µs at M = {max(by_m)}; the "
+    text += f"largest step from one M to the next is {steps[worst]:.2f} × (to M = {worst}).\n\n"
+    padded = {row["x_value"]: us(row) for row in rows if row["mode"] == "padded"}
+    body = [
+        [row["x_value"], extra(row)["padded"], f"{us(row) / padded[extra(row)['padded']]:.2f}"]
+        for row in rows
+        if row["mode"] == "odd"
+    ]
+    return text + markdown(["odd M,K,N", "padded", "time, odd : padded"], body)
+
+
+def int8_linear_isa(rows: Rows) -> str:
+    body = []
+    for row in rows:
+        if row["provider"] == "torch fp32":
+            fp32 = us(row)
+        else:
+            machine = "this machine" if row["mode"].startswith("this") else "as an AVX2 machine"
+            cells = [row["provider"], machine, row["x_value"], f"{us(row):.0f}", f"{fp32:.0f}"]
+            body.append(cells + [f"{fp32 / us(row):.2f}"])
+    body.sort(key=lambda cells: cells[1])
+    return markdown(["path", "torch runs", "M,K,N", "µs", "torch fp32, µs", "× torch fp32"], body)
+
+
+def int8_linear_overhead(rows: Rows) -> str:
+    figures = {row["provider"]: us(row) for row in rows}
+    ours, theirs = figures["Int8Linear"], figures["nn.Linear"]
+    return f"1×64×64: Int8Linear {ours:.1f} µs a call, nn.Linear {theirs:.1f} µs.\n"
+
+
+PARTS: dict[str, Callable[[Rows], str]] = {
+    "demo": demo,
+    "int8_linear": int8_linear,
+    "int8_linear_sweep": int8_linear_sweep,
+    "int8_linear_isa": int8_linear_isa,
+    "int8_linear_overhead": int8_linear_overhead,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+// bits_max(a, b): lane by lane the larger bit pattern as a signed integer. For a, b >= 0 that is the
+// larger float, with Inf and then NaN on top, so that a reduction keeps a NaN where max() loses it.
+#pragma once
+#include "math/f32x1.h"
+#if defined(__AVX512F__)
+#include "cpu/f32x16.h"
+#elif defined(__AVX2__)
+#include "cpu/f32x8.h"
+#endif
+
+namespace trimtab {
+namespace {
+
+TT_INLINE F32x1 bits_max(F32x1 a, F32x1 b) {
+  return int32_t(float_bits(a.v)) > int32_t(float_bits(b.v)) ? a : b;
+}
+#if defined(__AVX512F__)
+TT_INLINE F32x16 bits_max(F32x16 a, F32x16 b) {
+  return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)));
+}
+#elif defined(__AVX2__)
+TT_INLINE F32x8 bits_max(F32x8 a, F32x8 b) {
+  return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a.v), _mm256_castps_si256(b.v)));
+}
+#endif
+
+}  // namespace
+}  // namespace trimtab

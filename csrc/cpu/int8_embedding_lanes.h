@@ -1,0 +1,61 @@
+// The row loops of int8_embedding and int8_embedding_bag. The compiler vectorizes the plain ones with
+// the registers of the file's instruction set; V rounds to the output dtype. Internal linkage: included
+// once an instruction set.
+#pragma once
+#include "cpu/int8_embedding.h"
+#include "math/dtypes.h"
+
+namespace trimtab {
+namespace {
+
+constexpr int64_t kPiece = 128;  // floats between the two halves of a loop: 512 bytes of L1
+
+template <class V, class T>
+void store_rounded(const float* from, int64_t n, T* to) {
+  int64_t i = 0;
+  for (; i + V::lanes <= n; i += V::lanes) V::load(from + i).store(to + i);
+  if (i < n) V::load_n(from + i, int(n - i)).store_n(to + i, int(n - i));
+}
+
+// Fills pieces of floats and rounds them: fill(first, count, piece).
+template <class V, class Fill>
+void by_pieces(int64_t n, void* out, tt_dtype dtype, Fill&& fill) {
+  float piece[kPiece];
+  for (int64_t i = 0; i < n; i += kPiece) {
+    const int64_t count = n - i < kPiece ? n - i : kPiece;
+    fill(i, count, piece);
+    switch (dtype) {
+      case TT_BF16: store_rounded<V>(piece, count, static_cast<bf16*>(out) + i); break;
+      case TT_F16: store_rounded<V>(piece, count, static_cast<fp16*>(out) + i); break;
+      default: store_rounded<V>(piece, count, static_cast<float*>(out) + i);
+    }
+  }
+}
+
+template <class V>
+void dequantize(const int8_t* q, float scale, int64_t n, void* out, tt_dtype dtype) {
+  if (dtype == TT_F32) {
+    float* to = static_cast<float*>(out);
+    for (int64_t i = 0; i < n; ++i) to[i] = float(int32_t(q[i])) * scale;
+    return;
+  }
+  by_pieces<V>(n, out, dtype, [&](int64_t first, int64_t count, float* piece) {
+    for (int64_t i = 0; i < count; ++i) piece[i] = float(int32_t(q[first + i])) * scale;
+  });
+}
+
+// A weight of 1 is a product that changes nothing, NaN included.
+inline void add(const int8_t* q, float scale, float weight, int64_t n, float* acc) {
+  for (int64_t i = 0; i < n; ++i) acc[i] = acc[i] + float(int32_t(q[i])) * scale * weight;
+}
+
+// A divisor of 1 likewise.
+template <class V>
+void finish(const float* acc, float divisor, int64_t n, void* out, tt_dtype dtype) {
+  by_pieces<V>(n, out, dtype, [&](int64_t first, int64_t count, float* piece) {
+    for (int64_t i = 0; i < count; ++i) piece[i] = acc[first + i] / divisor;
+  });
+}
+
+}  // namespace
+}  // namespace trimtab

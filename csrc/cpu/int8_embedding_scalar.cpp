@@ -1,0 +1,8 @@
+#include "math/f32x1.h"
+#include "cpu/int8_embedding_lanes.h"
+
+namespace trimtab {
+
+const EmbeddingLanes embedding_lanes_scalar = {dequantize<F32x1>, add, finish<F32x1>};
+
+}  // namespace trimtab

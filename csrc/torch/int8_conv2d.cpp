@@ -1,0 +1,216 @@
+// out [B, O, OH, OW] = int8_conv2d(x [B, C, H, W], weight [O, C / groups, kh, kw] int8 or packed, ...)
+//
+// padding is [top, bottom, left, right]. out is channels-last if x is (and not contiguous as well).
+// The overload "inference" is the same function without an autograd rule, as int8_linear's.
+#include <trimtab/int8_conv2d.h>
+
+#include "adapter.h"
+#include "epilogue.h"
+
+namespace trimtab {
+namespace {
+
+constexpr const char* kOp = "int8_conv2d";
+using Ints = std::vector<int64_t>;
+
+void check_ints(const char* op, const char* name, const Ints& values, size_t count, int64_t least) {
+  bool good = values.size() == count;
+  for (const int64_t value : values) good = good && value >= least;
+  std::string text;
+  for (size_t i = 0; i < values.size(); ++i) text += (i ? ", " : "") + std::to_string(values[i]);
+  STD_TORCH_CHECK(good, op, ": expected ", name, " of ", count, " integers >= ", least, ", got [", text,
+                  "]");
+}
+
+tt_conv2d weight_shape(const char* op, int64_t O, int64_t C, int64_t kernel_h, int64_t kernel_w,
+                       int64_t groups) {
+  STD_TORCH_CHECK(O > 0 && C > 0 && kernel_h > 0 && kernel_w > 0, op,
+                  ": expected channels and kernel sizes >= 1, got out ", O, ", in ", C, ", kernel ",
+                  kernel_h, "x", kernel_w);
+  STD_TORCH_CHECK(groups > 0 && C % groups == 0 && O % groups == 0, op,
+                  ": expected groups that divide ", C, " input and ", O, " output channels, got ",
+                  groups);
+  return {0, C, 0, 0, O, groups, kernel_h, kernel_w, 1, 1, 0, 0, 0, 0, 1, 1};
+}
+
+tt_conv2d shape_of(const char* op, const Tensor& weight, int64_t groups) {
+  check_tensor(op, "weight", weight, ScalarType::Char, 4);
+  const auto sizes = weight.sizes();
+  return weight_shape(op, sizes[0], sizes[1] * groups, sizes[2], sizes[3], groups);
+}
+
+Tensor pack(const tt_conv2d& shape, const Tensor& weight) {
+  const Tensor plain = torch::stable::contiguous(weight);
+  const int64_t bytes = tt_int8_conv2d_packed_size(&shape);
+  const Tensor packed = empty_cpu(&bytes, 1, ScalarType::Char);
+  const tt_parallel pool = torch_pool();
+  check_status(tt_int8_conv2d_pack(&shape, static_cast<const int8_t*>(plain.const_data_ptr()),
+                                   static_cast<int8_t*>(packed.mutable_data_ptr()), &pool));
+  return packed;
+}
+
+void check_packed(const char* op, const tt_conv2d& shape, const Tensor& packed) {
+  check_tensor(op, "a packed weight", packed, ScalarType::Char, 1);
+  const int64_t bytes = tt_int8_conv2d_packed_size(&shape);
+  STD_TORCH_CHECK(packed.numel() == bytes && packed.is_contiguous(), op,
+                  ": expected a contiguous packed weight of ", bytes,
+                  " bytes (from int8_conv2d_pack), got ", describe(packed));
+}
+
+Tensor int8_conv2d_pack(const Tensor& weight, int64_t groups) {
+  return pack(shape_of("int8_conv2d_pack", weight, groups), weight);
+}
+
+Tensor int8_conv2d_unpack(const Tensor& packed, Ints sizes, int64_t groups) {
+  constexpr const char* op = "int8_conv2d_unpack";
+  check_ints(op, "sizes", sizes, 4, 1);
+  const tt_conv2d shape =
+      weight_shape(op, sizes[0], sizes[1] * groups, sizes[2], sizes[3], groups);
+  check_packed(op, shape, packed);
+  const Tensor out = empty_cpu(sizes.data(), 4, ScalarType::Char);
+  const tt_parallel pool = torch_pool();
+  check_status(tt_int8_conv2d_unpack(&shape, static_cast<const int8_t*>(packed.const_data_ptr()),
+                                     static_cast<int8_t*>(out.mutable_data_ptr()), &pool));
+  return out;
+}
+
+// Whether each image of x lies as [H][W][C], or as [C][H][W].
+bool images_are(const Tensor& x, bool channels_last) {
+  const auto n = x.sizes(), s = x.strides();
+  const int64_t c = channels_last ? 1 : n[2] * n[3], w = channels_last ? n[1] : 1, h = w * n[3];
+  return (n[1] <= 1 || s[1] == c) && (n[2] <= 1 || s[2] == h) && (n[3] <= 1 || s[3] == w);
+}
+
+bool is_channels_last(const Tensor& x) {
+  const auto n = x.sizes();
+  return !x.is_contiguous() && images_are(x, true) &&
+         (n[0] <= 1 || x.strides()[0] == n[1] * n[2] * n[3]);
+}
+
+struct ConvArgs {
+  tt_conv2d shape;
+  Tensor x, packed;
+  tt_dtype dtype;
+  bool channels_last, x_channels_last;
+  EpilogueArgs epilogue;
+
+  ConvArgs(const Tensor& x_any, const Tensor& weight, const Tensor& weight_scale,
+           const std::optional<Tensor>& bias, const Ints& kernel_size, const Ints& stride,
+           const Ints& padding, const Ints& dilation, int64_t groups, int64_t activation)
+      : x(x_any), packed(weight), dtype(float_dtype(kOp, "x", x_any)),
+        epilogue(kOp, "weight_scale", weight_scale, bias, activation) {
+    STD_TORCH_CHECK(x.dim() == 4, kOp, ": expected x [B, C, H, W], got ", describe(x));
+    STD_TORCH_CHECK(x.is_cpu() && weight.is_cpu(), kOp, ": expected x and weight on the CPU");
+    check_ints(kOp, "kernel_size", kernel_size, 2, 1);
+    check_ints(kOp, "stride", stride, 2, 1);
+    check_ints(kOp, "padding", padding, 4, 0);
+    check_ints(kOp, "dilation", dilation, 2, 1);
+    const auto n = x.sizes();
+    shape = weight_shape(kOp, epilogue.N, n[1], kernel_size[0], kernel_size[1], groups);
+    shape.batch = n[0], shape.height = n[2], shape.width = n[3];
+    shape.stride_h = stride[0], shape.stride_w = stride[1];
+    shape.pad_top = padding[0], shape.pad_bottom = padding[1];
+    shape.pad_left = padding[2], shape.pad_right = padding[3];
+    shape.dilation_h = dilation[0], shape.dilation_w = dilation[1];
+    STD_TORCH_CHECK(tt_conv2d_out_height(&shape) > 0 && tt_conv2d_out_width(&shape) > 0, kOp,
+                    ": expected a kernel no larger than the padded image, got kernel ", kernel_size[0],
+                    "x", kernel_size[1], " with dilation ", dilation[0], "x", dilation[1], " on ",
+                    n[2] + padding[0] + padding[1], "x", n[3] + padding[2] + padding[3]);
+    take_weight(weight);
+    channels_last = is_channels_last(x);
+    x_channels_last = !images_are(x, false);
+    if (x_channels_last && !images_are(x, true)) {
+      x = torch::stable::contiguous(x);
+      x_channels_last = false;
+    }
+  }
+
+  void take_weight(const Tensor& weight) {
+    if (weight.dim() == 1) return check_packed(kOp, shape, weight);
+    check_tensor(kOp, "weight", weight, ScalarType::Char, 4);
+    const int64_t wanted[] = {shape.out_channels, shape.channels / shape.groups, shape.kernel_h,
+                              shape.kernel_w};
+    for (int d = 0; d < 4; ++d) {
+      STD_TORCH_CHECK(weight.sizes()[d] == wanted[d], kOp, ": expected weight [O=", wanted[0],
+                      ", C/groups=", wanted[1], ", ", wanted[2], ", ", wanted[3],
+                      "] int8 or its packed form, got ", describe(weight));
+    }
+    packed = pack(shape, weight);
+  }
+
+  Ints out_sizes() const {
+    return {shape.batch, shape.out_channels, tt_conv2d_out_height(&shape),
+            tt_conv2d_out_width(&shape)};
+  }
+
+  void run(const Tensor& out, bool out_channels_last) const {
+    const tt_epilogue into = epilogue.into(out);
+    const tt_parallel pool = torch_pool();
+    check_status(tt_int8_conv2d(&shape, x.const_data_ptr(), dtype, x.strides()[0], x_channels_last,
+                                static_cast<const int8_t*>(packed.const_data_ptr()), &into,
+                                out_channels_last, &pool));
+  }
+};
+
+Tensor empty_channels_last(const Ints& n, ScalarType dtype) {
+  const Ints strides = {n[1] * n[2] * n[3], 1, n[1] * n[3], n[1]};
+  AtenTensorHandle handle;
+  const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      4, n.data(), strides.data(), code, aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+Tensor int8_conv2d(const Tensor& x, const Tensor& weight, const Tensor& weight_scale,
+                   std::optional<Tensor> bias, Ints kernel_size, Ints stride, Ints padding,
+                   Ints dilation, int64_t groups, int64_t activation,
+                   std::optional<ScalarType> out_dtype) {
+  const ConvArgs args(x, weight, weight_scale, bias, kernel_size, stride, padding, dilation, groups,
+                      activation);
+  const Ints sizes = args.out_sizes();
+  const ScalarType dtype = out_dtype.value_or(x.scalar_type());
+  const Tensor out =
+      args.channels_last ? empty_channels_last(sizes, dtype) : empty_cpu(sizes.data(), 4, dtype);
+  args.run(out, args.channels_last);
+  return out;
+}
+
+void int8_conv2d_out(const Tensor& x, const Tensor& weight, const Tensor& weight_scale,
+                     std::optional<Tensor> bias, Ints kernel_size, Ints stride, Ints padding,
+                     Ints dilation, int64_t groups, int64_t activation, Tensor out) {
+  const ConvArgs args(x, weight, weight_scale, bias, kernel_size, stride, padding, dilation, groups,
+                      activation);
+  const Ints sizes = args.out_sizes();
+  float_dtype(kOp, "out", out);
+  const bool last = out.dim() == 4 && is_channels_last(out);
+  if (!last) check_out(kOp, "out", out, out.scalar_type(), sizes.data(), 4);
+  for (int d = 0; d < 4; ++d) {
+    STD_TORCH_CHECK(out.sizes()[d] == sizes[size_t(d)], kOp, ": expected out [", sizes[0], ", ",
+                    sizes[1], ", ", sizes[2], ", ", sizes[3], "], got ", describe(out));
+  }
+  args.run(out, last);
+}
+
+}  // namespace
+
+#define TT_CONV_ARGUMENTS                                                                         \
+  "Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, int[] kernel_size, int[] stride, " \
+  "int[] padding, int[] dilation, int groups, int activation=0, "
+
+TT_OPS(m) {
+  m.def("int8_conv2d(" TT_CONV_ARGUMENTS "ScalarType? out_dtype=None) -> Tensor");
+  m.def("int8_conv2d.inference(" TT_CONV_ARGUMENTS "ScalarType? out_dtype=None) -> Tensor");
+  m.def("int8_conv2d.out(" TT_CONV_ARGUMENTS "*, Tensor(a!) out) -> ()");
+  m.def("int8_conv2d_pack(Tensor weight, int groups) -> Tensor");
+  m.def("int8_conv2d_unpack(Tensor packed, int[] sizes, int groups) -> Tensor");
+}
+
+TT_CPU_OPS(m) {
+  m.impl("int8_conv2d", TORCH_BOX(&int8_conv2d));
+  m.impl("int8_conv2d.inference", TORCH_BOX(&int8_conv2d));
+  m.impl("int8_conv2d.out", TORCH_BOX(&int8_conv2d_out));
+  m.impl("int8_conv2d_pack", TORCH_BOX(&int8_conv2d_pack));
+  m.impl("int8_conv2d_unpack", TORCH_BOX(&int8_conv2d_unpack));
+}
+
+}  // namespace trimtab

@@ -1,0 +1,45 @@
+"""csrc/numpy/module.cpp; documented in numpy/__init__.py."""
+
+from typing import Any
+
+import numpy as np
+
+def quantize_int8(x: Any) -> tuple[np.ndarray, np.ndarray]: ...
+def int8_pack(b: Any) -> np.ndarray: ...
+def int8_unpack(packed: Any, N: int, K: int) -> np.ndarray: ...
+def int8_mm(
+    a: Any,
+    b: Any,
+    a_scale: Any,
+    b_scale: Any,
+    bias: Any | None,
+    activation: str,
+    out_dtype: Any | None,
+    out: Any | None,
+) -> Any: ...
+def int8_linear(
+    x: Any,
+    weight: Any,
+    weight_scale: Any,
+    bias: Any | None,
+    activation: str,
+    out_dtype: Any | None,
+    out: Any | None,
+) -> Any: ...
+def int8_weight_mm(
+    x: Any,
+    weight: Any,
+    weight_scale: Any,
+    bias: Any | None,
+    group: int | None,
+    zero_point: Any | None,
+    activation: str,
+    out_dtype: Any | None,
+    out: Any | None,
+) -> Any: ...
+def abi_version() -> int: ...
+def get_isa() -> str: ...
+def set_isa(name: str) -> None: ...
+def available_isas() -> list[str]: ...
+def get_num_threads() -> int: ...
+def set_num_threads(count: int) -> None: ...

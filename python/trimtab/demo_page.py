@@ -1,0 +1,174 @@
+"""How the demo's result looks: a table for the terminal, a self-contained page for the browser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .demo import Result, Row
+
+COLUMNS: list[tuple[str, str, Callable[[Row], str]]] = [
+    ("model", "<", lambda r: r.name),
+    ("batch ms", ">", lambda r: f"{r.milliseconds:.0f}"),
+    ("p20-p80", ">", lambda r: f"{r.p20:.0f}-{r.p80:.0f}"),
+    ("texts/s", ">", lambda r: f"{r.texts_per_second:.0f}"),
+    ("× fp32", ">", lambda r: f"{r.speedup:.2f}"),
+    ("weights MB", ">", lambda r: f"{r.weight_bytes / 1e6:.1f}"),
+    ("cos mean", ">", lambda r: f"{r.cosine_mean:.4f}"),
+    ("cos min", ">", lambda r: f"{r.cosine_min:.4f}"),
+    ("same nearest", ">", lambda r: f"{100 * r.nearest_agreement:.1f} %"),
+]
+
+INK, GRID, PLAIN, OURS = "#1d2733", "#dde3ea", "#9fb0c3", "#d9622b"
+
+
+def title(result: Result) -> str:
+    return f"all-MiniLM-L6-v2, {result.texts} texts × {result.tokens} tokens"
+
+
+def table(result: Result) -> str:
+    """The result as plain text."""
+    cells = [[name for name, _, _ in COLUMNS]]
+    cells += [[show(row) for _, _, show in COLUMNS] for row in result.rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
+    lines = [
+        "  ".join(f"{text:{align}{width}}" for text, width, (_, align, _) in zip(line, widths, COLUMNS))
+        for line in cells
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    about = f"{result.environment['machine']}; median of {result.rounds} interleaved rounds"
+    note = "cos: cosine to the fp32 embedding; same nearest: texts whose nearest other text is fp32's"
+    return "\n".join(["", f"{title(result)} ({about})", "", *lines, "", note, ""])
+
+
+def page(result: Result) -> str:
+    """The result as one HTML file that loads nothing from anywhere."""
+    fastest = max(result.rows, key=lambda r: r.speedup)
+    first = result.rows[0]
+    smaller = first.weight_bytes / fastest.weight_bytes
+    lead = (
+        f"<b>{escape(fastest.name)}</b>: {fastest.speedup:.1f} times the speed of fp32 with "
+        f"{smaller:.1f} times less weight memory; the least similar embedding has cosine "
+        f"{fastest.cosine_min:.4f} to fp32's."
+    )
+    charts = [
+        bars(result, "Time of a batch, ms (less is better)", lambda r: r.milliseconds, "{:.0f}", True),
+        bars(result, "Weights resident in memory, MB", lambda r: r.weight_bytes / 1e6, "{:.1f}"),
+        dots(result),
+    ]
+    head = "".join(f"<th>{escape(name)}</th>" for name, _, _ in COLUMNS)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(show(row))}</td>" for _, _, show in COLUMNS) + "</tr>\n"
+        for row in result.rows
+    )
+    footer = " · ".join(f"{escape(k)} {escape(v)}" for k, v in result.environment.items())
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>trimtab demo: {escape(title(result))}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: {INK}; background: #fff; max-width: 60rem;
+  margin: 2rem auto; padding: 0 1rem; }}
+h1 {{ font-size: 1.5rem; margin-bottom: 0; }}
+figure {{ margin: 1.5rem 0; }}
+svg {{ width: 100%; height: auto; font: 14px system-ui, sans-serif; }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .3rem .7rem; text-align: right; border-bottom: 1px solid {GRID}; white-space: nowrap; }}
+th:first-child, td:first-child {{ text-align: left; }}
+footer {{ margin-top: 2rem; font-size: .8rem; color: #5b6b7c; }}
+</style>
+</head>
+<body>
+<h1>{escape(title(result))}</h1>
+<p>{lead}</p>
+{"".join(f"<figure>{chart}</figure>" for chart in charts)}
+<div class="wide"><table>
+<thead><tr>{head}</tr></thead>
+<tbody>
+{body}</tbody>
+</table></div>
+<p>Latency is the median of {result.rounds} interleaved rounds, with the 20th and 80th percentile.
+"cos" is the cosine of a text's embedding to its fp32 embedding, "same nearest" the share of texts
+whose nearest other text is the one fp32 finds. Texts: Python's language reference, from pydoc.</p>
+<footer>{footer}</footer>
+</body>
+</html>
+"""
+
+
+# Geometry of a chart, in SVG units: names to the left, figures to the right of the bars.
+WIDTH, LEFT, RIGHT, TOP, STEP, BAR = 900, 190, 110, 34, 34, 22
+
+
+def color(row: Row) -> str:
+    return OURS if row.name.startswith("trimtab") else PLAIN
+
+
+def chart(result: Result, heading: str, marks: list[str]) -> str:
+    height = TOP + STEP * len(result.rows) + 22
+    names = [
+        f'<text x="{LEFT - 10}" y="{middle(i) + 5}" text-anchor="end">{escape(row.name)}</text>'
+        for i, row in enumerate(result.rows)
+    ]
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(heading)}" fill="{INK}">'
+        f'<text x="0" y="18" font-weight="600">{escape(heading)}</text>{"".join(names + marks)}</svg>'
+    )
+
+
+def middle(i: int) -> float:
+    return TOP + STEP * i + BAR / 2
+
+
+def bars(
+    result: Result, heading: str, value: Callable[[Row], float], form: str, spread: bool = False
+) -> str:
+    """Bars from zero; ``spread`` adds the line from p20 to p80."""
+    most = max(max(value(row), row.p80 if spread else 0) for row in result.rows)
+    scale = (WIDTH - LEFT - RIGHT) / most
+    marks = []
+    for i, row in enumerate(result.rows):
+        y, length, end = middle(i), value(row) * scale, value(row) * scale
+        marks.append(
+            f'<rect x="{LEFT}" y="{y - BAR / 2}" width="{length:.1f}" height="{BAR}" rx="2" '
+            f'fill="{color(row)}"/>'
+        )
+        if spread:
+            low, high = LEFT + row.p20 * scale, LEFT + row.p80 * scale
+            end = max(end, row.p80 * scale)
+            marks.append(
+                f'<path d="M{low:.1f} {y}H{high:.1f}M{low:.1f} {y - 5}v10M{high:.1f} {y - 5}v10" '
+                f'stroke="{INK}" fill="none"/>'
+            )
+        marks.append(f'<text x="{LEFT + end + 8:.1f}" y="{y + 5}">{form.format(value(row))}</text>')
+    return chart(result, heading, marks)
+
+
+def dots(result: Result) -> str:
+    """Minimum and mean cosine as dots: their axis does not start at zero, so no bars."""
+    low = min(0.98, *(row.cosine_min - 0.002 for row in result.rows))
+    scale = (WIDTH - LEFT - RIGHT) / (1 - low)
+    bottom = TOP + STEP * len(result.rows)
+    marks = []
+    for tick in range(5):
+        at = low + (1 - low) * tick / 4
+        x = LEFT + (at - low) * scale
+        marks.append(f'<path d="M{x:.1f} {TOP - 4}V{bottom}" stroke="{GRID}"/>')
+        marks.append(f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{at:.4g}</text>')
+    for i, row in enumerate(result.rows):
+        y = middle(i)
+        least, mean = (LEFT + (c - low) * scale for c in (row.cosine_min, row.cosine_mean))
+        marks.append(f'<path d="M{least:.1f} {y}H{mean:.1f}" stroke="{color(row)}" stroke-width="3"/>')
+        marks.append(f'<circle cx="{mean:.1f}" cy="{y}" r="5" fill="{color(row)}"/>')
+        marks.append(
+            f'<circle cx="{least:.1f}" cy="{y}" r="5" fill="#fff" stroke="{color(row)}" '
+            'stroke-width="3"/>'
+        )
+        label = f"{row.cosine_min:.4f}"
+        marks.append(f'<text x="{WIDTH - RIGHT + 14}" y="{y + 5}">{label}</text>')
+    return chart(result, "Cosine to fp32: mean (filled) and minimum (open, and its figure)", marks)

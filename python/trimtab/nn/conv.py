@@ -1,0 +1,126 @@
+"""Int8Conv2d: torch.nn.Conv2d with an int8 weight."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import ops
+from ..ops import library
+from ..ops.int8_conv2d import padding_sides, pair
+from .int8_weight import Int8Weight
+
+_op = torch.ops.trimtab.int8_conv2d
+
+
+class Int8Conv2d(Int8Weight, nn.Conv2d):
+    """``act(conv2d(x, weight) + bias)`` with an int8 weight, one scale an output channel.
+
+    ``x`` [B, C, H, W] or [C, H, W] of float32, bfloat16 or float16 is quantized image by image (one
+    scale over all of an image); the sums are exact in int32, so the same input gives the same bits on
+    every device and batch size. The result has the dtype of ``x``, and its memory format. Every stride,
+    padding, padding mode, dilation and groups of torch.nn.Conv2d. Gradients flow to ``x`` and ``bias``;
+    the weight is fixed.
+
+    ``weight`` is computed on demand: the float weight [O, C / groups, kh, kw] that the int8 one stands
+    for. Writing to it changes nothing.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str = "none",
+    ) -> None:
+        """An all-zero layer, to load a checkpoint into; see from_float for a trained one.
+
+        ``dtype`` is that of the bias. Raises ValueError for what torch.nn.Conv2d refuses, and for an
+        unknown activation.
+        """
+        code = library.activation_code("Int8Conv2d", activation)
+        # On meta: nn.Conv2d checks its arguments and works out the padding; nothing is allocated.
+        plan = nn.Conv2d(
+            in_channels, out_channels, pair("kernel_size", kernel_size), stride, padding, dilation,
+            groups, False, padding_mode, device="meta",
+        )  # fmt: skip
+        nn.Module.__init__(self)
+        self._take_geometry(plan, activation, code)
+        self.dtype = dtype or torch.get_default_dtype()
+        weight = torch.zeros(self.weight_shape, dtype=torch.int8, device=device)
+        self.set_weight(weight, torch.zeros(out_channels, dtype=torch.float32, device=device))
+        zeros = torch.zeros(out_channels, dtype=self.dtype, device=device) if bias else None
+        self.register_parameter("bias", None if zeros is None else nn.Parameter(zeros))
+
+    @classmethod
+    def from_float(cls, module: nn.Conv2d, activation: str = "none") -> "Int8Conv2d":
+        """The int8 form of a float Conv2d; shares its bias parameter, leaves it otherwise alone.
+
+        Raises:
+            TypeError: ``module`` is no nn.Conv2d.
+            RuntimeError: its weight is not float32, bfloat16 or float16.
+            ValueError: unknown activation.
+        """
+        if not isinstance(module, nn.Conv2d):
+            raise TypeError(f"Int8Conv2d: expected an nn.Conv2d, got {type(module).__name__}")
+        code = library.activation_code("Int8Conv2d", activation)
+        float_weight = module.weight.detach()
+        weight, scale = ops.quantize_int8(float_weight.flatten(1))
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._take_geometry(module, activation, code)
+        layer.dtype = float_weight.dtype
+        layer.set_weight(weight.reshape(float_weight.shape), scale)
+        layer.register_parameter("bias", module.bias)
+        layer.train(module.training)
+        return layer
+
+    def _take_geometry(self, module: nn.Conv2d, activation: str, code: int) -> None:
+        for name in (*nn.Conv2d.__constants__, "transposed", "output_padding"):
+            setattr(self, name, getattr(module, name))
+        self._reversed_padding_repeated_twice = list(module._reversed_padding_repeated_twice)
+        kh, kw = pair("kernel_size", module.kernel_size)
+        self.weight_shape = (self.out_channels, self.in_channels // self.groups, kh, kw)
+        self.activation, self._code = activation, code
+        stride, dilation = pair("stride", self.stride), pair("dilation", self.dilation)
+        sides = (0, 0, 0, 0)  # F.pad has padded already
+        if self.padding_mode == "zeros":
+            sides = padding_sides(self.padding, (kh, kw), stride, dilation)  # type: ignore[arg-type]
+        # What the op takes after the bias.
+        self._shape = ((kh, kw), stride, sides, dilation, self.groups, code)
+
+    def _pack(self, weight: Tensor) -> Tensor:
+        return ops.int8_conv2d_pack(weight, self.groups)
+
+    def _unpack(self, packed: Tensor) -> Tensor:
+        O, C, kh, kw = self.weight_shape
+        return ops.int8_conv2d_unpack(packed, (O, C, kh, kw), self.groups)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The float weight this layer stands for, computed on demand."""
+        return self.float_weight()
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = x.unsqueeze(0) if x.dim() == 3 else x
+        if self.padding_mode != "zeros":
+            batch = F.pad(batch, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        bias = self.bias
+        args = (batch, self.packed, self.weight_scale, bias, *self._shape)
+        if library.needs_grad(batch, bias):
+            out = _op.default(*args)
+        else:
+            out = _op.inference(*args)
+        return out.squeeze(0) if x.dim() == 3 else out
+
+    def extra_repr(self) -> str:
+        act = "" if self.activation == "none" else f", activation={self.activation}"
+        return nn.Conv2d.extra_repr(self) + act

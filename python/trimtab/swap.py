@@ -1,0 +1,401 @@
+"""swap_: exchanges a model's layers for int8 ones, in place, where that pays."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .progress import progress
+from .report import (
+    ADJUSTED,
+    FUSED,
+    ROOT,
+    SWAPPED,
+    Patch,
+    Row,
+    SwapReport,
+    apply_all,
+    revert_all,
+    tensor_bytes,
+)
+from .swap_fuse import EncoderPatch, Fusion, encoder_patches, find_fusion
+from .swap_measure import MARGIN, Call, Capture, compare
+from .swap_rules import KINDS, FilterFn, Survey, kind_of, why_not
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8:
+    """Configuration of swap_: int8 weights.
+
+    Attributes:
+        weight_only: False quantizes each row of the input as well and multiplies in int8; True keeps
+            the input in floating point.
+    """
+
+    weight_only: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """What differs from the default, as keyword arguments of a layer's from_float."""
+        fields = ((field.name, field.default) for field in dataclasses.fields(self))
+        return {
+            name: getattr(self, name) for name, default in fields if getattr(self, name) != default
+        }
+
+
+@dataclasses.dataclass
+class _Candidate:
+    module: nn.Module
+    name: str
+    row: Row
+    fusion: Fusion | None
+    replacement: nn.Module
+
+    def before(self, args: tuple, kwargs: dict[str, Any]) -> Callable[[], Any]:
+        module, act = self.module, self.fusion.act if self.fusion else None
+        if act is None:
+            return lambda: module(*args, **kwargs)
+        return lambda: act(module(*args, **kwargs))
+
+    def after(self, args: tuple, kwargs: dict[str, Any]) -> Callable[[], Any]:
+        replacement = self.replacement
+        return lambda: replacement(*args, **kwargs)
+
+    def likeness(self) -> tuple:
+        """Equal for candidates that cost the same on the same input."""
+        act = self.fusion.activation if self.fusion else ""
+        tensors = [self.module._parameters.get(key) for key in ("weight", "bias")]
+        kinds = tuple(None if t is None else (str(t.dtype), str(t.device)) for t in tensors)
+        return (type(self.module), self.module.extra_repr(), kinds, act)
+
+
+def swap_(
+    model: nn.Module,
+    config: Int8,
+    filter_fn: FilterFn | None = None,
+    *,
+    example_inputs: Any = None,
+) -> SwapReport:
+    """Exchanges the Linear, Conv2d, Embedding and EmbeddingBag modules of ``model`` for int8 ones.
+
+    Works in place on instances, never on classes, and leaves alone what it could break: tied,
+    parametrized, hooked, sharded, meta or lazy weights, subclasses with a forward of their own,
+    weights that are read by a parent instead of the module being called. The report has the reason of
+    each. A Linear whose output goes straight into ReLU, GELU or SiLU computes that as well.
+
+    Where a nn.TransformerEncoderLayer gets an int8 Linear, its fused inference path is turned off on
+    that instance, as it would bypass the Linear; a nn.TransformerEncoder then computes padded tokens
+    instead of returning zeros for them.
+
+    Args:
+        model: any module; itself it cannot be exchanged, so a lone nn.Linear is left alone.
+        config: such as ``trimtab.Int8()``.
+        filter_fn: called with (module, qualified name) of each module that has an int8 form; only
+            those are exchanged for which it is true.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments. The float model
+            is run on them once, with its buffers and all random states restored afterwards, and each
+            layer is measured on the shapes it saw; only what is faster is exchanged. Without them
+            layers too small to gain are left alone by a fixed rule.
+
+    Returns:
+        A SwapReport; ``print`` it, ``undo()`` it. It keeps the float modules alive until it is
+        dropped or told to ``release()`` them.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: example_inputs with a module that is still lazy.
+
+    Whatever is raised, KeyboardInterrupt too, leaves the model as it was.
+    """
+    _check(model, config, filter_fn)
+    survey = Survey(model)
+    rows, chosen = _select(survey, config, filter_fn, example_inputs is not None)
+    fusions = {id(m): f for m, _, _ in chosen if (f := find_fusion(m, survey))}
+    capture = None
+    if example_inputs is not None:
+        capture = _run_example(survey, chosen, fusions, example_inputs)
+        chosen = _keep_reached(chosen, fusions, capture)
+    candidates = _build(chosen, fusions, config)
+    if capture is not None:
+        candidates = _keep_winners(candidates, capture)
+        candidates = _keep_winning_encoders(candidates, survey, capture)
+    patches = _patches(candidates, survey)
+    units = encoder_patches(survey, {id(c.module) for c in candidates})
+    patches += [patch for unit in units for patch in unit.patches]
+    _note(candidates, units, rows)
+    before = tensor_bytes(survey.modules.values())
+    apply_all(patches)
+    try:
+        return SwapReport(_in_order(rows, survey), patches, before, tensor_bytes(model.modules()))
+    except BaseException:
+        revert_all(patches)
+        raise
+
+
+def _check(model: Any, config: Any, filter_fn: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"swap_: expected model to be an nn.Module, got {type(model).__name__}")
+    if not isinstance(config, Int8):
+        shown = config.__name__ if isinstance(config, type) else type(config).__name__
+        raise TypeError(f"swap_: expected config such as trimtab.Int8(), got {shown}")
+    if filter_fn is not None and not callable(filter_fn):
+        raise TypeError(
+            "swap_: expected filter_fn(module, name) -> bool or None, got "
+            f"{type(filter_fn).__name__}"
+        )
+
+
+_Chosen = list[tuple[nn.Module, str, Row]]
+
+
+def _select(
+    survey: Survey, config: Int8, filter_fn: FilterFn | None, measured: bool
+) -> tuple[dict[str, Row], _Chosen]:
+    """A row for each leaf and each module with parameters of its own; which of them may change."""
+    rows: dict[str, Row] = {}
+    chosen: _Chosen = []
+    for name, module in survey.modules.items():
+        own = [t for t in module._parameters.values() if t is not None]
+        if any(child is not None for child in module._modules.values()) and not own:
+            if kind_of(module) is None:
+                continue
+        row = rows[name] = _row(name, module, survey)
+        row.reason = why_not(module, name, survey, filter_fn, measured)
+        if not row.reason and (base := kind_of(module)) is not None:
+            row.reason = _layer_problem(KINDS[base], config)
+        if not row.reason:
+            chosen.append((module, name, row))
+    return rows, chosen
+
+
+def _row(name: str, module: nn.Module, survey: Survey) -> Row:
+    weight = module._parameters.get("weight")
+    own = [t for t in module._parameters.values() if t is not None]
+    told = weight if weight is not None else (own[0] if own else None)
+    shape = () if told is None or nn.parameter.is_lazy(told) else tuple(told.shape)
+    size = tensor_bytes([module])
+    names = [place.name for place in survey.places[id(module)]]
+    also = tuple(other for other in names if other != name)
+    return Row(
+        name or ROOT, type(module).__name__, shape, bytes_before=size, bytes_after=size, also=also
+    )
+
+
+def _layer(kind: str) -> Any:
+    from . import nn as layers
+
+    return getattr(layers, kind, None)
+
+
+def _layer_problem(kind: str, config: Int8) -> str:
+    """Why a kind of layer cannot be had with this configuration; empty if it can."""
+    layer = _layer(kind)
+    if layer is None:
+        return f"no {kind} in this version"
+    unknown = set(config.options()) - set(inspect.signature(layer.from_float).parameters)
+    # An embedding multiplies nothing: its weight is all there is to quantize.
+    if "Embedding" in kind:
+        unknown.discard("weight_only")
+    return f"{kind} has no {', '.join(sorted(unknown))}" if unknown else ""
+
+
+def _run_example(
+    survey: Survey, chosen: _Chosen, fusions: dict[int, Fusion], example_inputs: Any
+) -> Capture:
+    for name, module in survey.modules.items():
+        if (
+            isinstance(module, nn.modules.lazy.LazyModuleMixin)
+            and module.has_uninitialized_params()
+        ):
+            raise ValueError(
+                f"swap_: expected modules with weights to measure on example_inputs, got {name} still "
+                "lazy; run the model once first"
+            )
+    units = encoder_patches(survey, {id(module) for module, _, _ in chosen})
+    capture = Capture()
+    modules = [module for module, _, _ in chosen]
+    capture.run(survey.model, example_inputs, modules, fusions, [unit.unit for unit in units])
+    return capture
+
+
+def _keep_reached(chosen: _Chosen, fusions: dict[int, Fusion], capture: Capture) -> _Chosen:
+    kept = []
+    for module, name, row in chosen:
+        if not capture.reached(module):
+            row.calls = 0
+            row.leave("example_inputs never called it, so that there is nothing to measure")
+            continue
+        row.calls = sum(capture.counts[id(module)].values())
+        if id(module) in fusions and not capture.confirms(module, fusions[id(module)]):
+            del fusions[id(module)]
+        kept.append((module, name, row))
+    return kept
+
+
+def _build(chosen: _Chosen, fusions: dict[int, Fusion], config: Int8) -> list[_Candidate]:
+    candidates = []
+    with progress(len(chosen), "quantizing") as bar:
+        for module, name, row in chosen:
+            candidate = _quantized(module, name, row, fusions.get(id(module)), config)
+            if candidate is not None:
+                candidates.append(candidate)
+            bar.advance(name)
+    return candidates
+
+
+def _quantized(
+    module: nn.Module, name: str, row: Row, fusion: Fusion | None, config: Int8
+) -> _Candidate | None:
+    base = kind_of(module)
+    assert base is not None
+    layer = _layer(KINDS[base])
+    options = config.options()
+    if "Embedding" in KINDS[base]:
+        options.pop("weight_only", None)
+    if fusion is not None:
+        options["activation"] = fusion.activation
+    replacement = layer.from_float(module, **options)
+    row.bytes_after = tensor_bytes([replacement])
+    sqnr_db = _sqnr_db(module, replacement)
+    if math.isnan(sqnr_db):
+        row.leave("weight has NaN or Inf")
+        return None
+    row.sqnr_db = sqnr_db
+    return _Candidate(module, name, row, fusion, replacement)
+
+
+def _sqnr_db(module: nn.Module, replacement: nn.Module) -> float:
+    """10 log10(sum w^2 / sum (w - w_int8)^2) of the weight; NaN if the weight has NaN or Inf."""
+    weight: Any = module._parameters["weight"]
+    weight = weight.detach().to(torch.float32)
+    stands_for: Any = replacement.weight
+    error = weight - stands_for.reshape(weight.shape).to(torch.float32)
+    norm = torch.linalg.vector_norm
+    signal, noise = (float(norm(t, dtype=torch.float64)) for t in (weight, error))
+    if noise == 0:
+        return math.inf
+    return 20 * math.log10(signal / noise) if signal and noise < math.inf else math.nan
+
+
+def _keep_winners(candidates: list[_Candidate], capture: Capture) -> list[_Candidate]:
+    """Measures each distinct layer on each distinct input, and leaves the losers alone."""
+    groups: dict[tuple, list[_Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        for key in capture.counts[id(candidate.module)]:
+            groups[(candidate.likeness(), key)].append(candidate)
+    times: dict[tuple, tuple[float, float]] = {}
+    with progress(len(groups), "measuring") as bar:
+        for (likeness, key), group in groups.items():
+            times[likeness, key] = _time(group, capture.calls[key])
+            bar.advance(group[0].name)
+    kept = []
+    for candidate in candidates:
+        before = after = 0.0
+        for key, count in capture.counts[id(candidate.module)].items():
+            one_before, one_after = times[candidate.likeness(), key]
+            before, after = before + count * one_before, after + count * one_after
+        candidate.row.us_before, candidate.row.us_after = before, after
+        if after <= MARGIN * before:
+            kept.append(candidate)
+        else:
+            candidate.row.leave(f"not faster here: {before:,.1f} µs in float, {after:,.1f} in int8")
+    return kept
+
+
+def _time(group: Sequence[_Candidate], call: Call) -> tuple[float, float]:
+    args, kwargs = call.arguments()
+    cuda = any(isinstance(x, Tensor) and x.device.type == "cuda" for x in args)
+    with torch.no_grad(), call.context():
+        return compare(
+            [one.before(args, kwargs) for one in group],
+            [one.after(args, kwargs) for one in group],
+            cuda,
+        )
+
+
+def _keep_winning_encoders(
+    candidates: list[_Candidate], survey: Survey, capture: Capture
+) -> list[_Candidate]:
+    """Measures each encoder as a whole, since its Linears run without its fused inference path."""
+    lost: dict[int, str] = {}
+    for unit in encoder_patches(survey, {id(c.module) for c in candidates}):
+        call = capture.first.get(id(unit.unit))
+        if call is None or not unit.patches:
+            continue
+        members = {id(module) for module in unit.members}
+        inside = [c for c in candidates if id(c.module) in members]
+        before, after = _time_encoder(unit, _patches(inside, survey) + unit.patches, call)
+        if after > MARGIN * before:
+            for module in unit.members:
+                lost[id(module)] = (
+                    f"{unit.name or ROOT} as a whole is not faster without its fused inference "
+                    f"path: {before:,.1f} µs with it, {after:,.1f} in int8"
+                )
+    for candidate in candidates:
+        if id(candidate.module) in lost:
+            candidate.row.leave(lost[id(candidate.module)])
+    return [candidate for candidate in candidates if id(candidate.module) not in lost]
+
+
+def _time_encoder(unit: EncoderPatch, patches: list[Patch], call: Call) -> tuple[float, float]:
+    args, kwargs = call.arguments()
+    cuda = any(isinstance(x, Tensor) and x.device.type == "cuda" for x in args)
+
+    def before() -> None:
+        unit.unit(*args, **kwargs)
+
+    def after() -> None:
+        try:
+            apply_all(patches)
+            unit.unit(*args, **kwargs)
+        finally:
+            revert_all(patches)
+
+    with torch.random.fork_rng(), torch.no_grad(), call.context():
+        return compare([before], [after], cuda)
+
+
+def _patches(candidates: Sequence[_Candidate], survey: Survey) -> list[Patch]:
+    patches = []
+    for candidate in candidates:
+        for place in survey.places[id(candidate.module)]:
+            patches.append(
+                Patch(place.parent, place.key, candidate.module, candidate.replacement, place.name)
+            )
+        if candidate.fusion is not None:
+            patches.append(candidate.fusion.patch())
+    return patches
+
+
+def _in_order(rows: dict[str, Row], survey: Survey) -> list[Row]:
+    """Rows in the model's order; an activation function, which is no module, behind its parent."""
+    order = {name: i for i, name in enumerate(survey.modules)}
+    parent = {name: order.get(name, order.get(name.rpartition(".")[0], 0)) for name in rows}
+    return [rows[name] for name in sorted(rows, key=lambda name: parent[name])]
+
+
+def _note(candidates: list[_Candidate], units: list[EncoderPatch], rows: dict[str, Row]) -> None:
+    """Writes what happened into the rows."""
+    for candidate in candidates:
+        row, fusion = candidate.row, candidate.fusion
+        row.status = SWAPPED
+        row.reason = f"now {type(candidate.replacement).__name__}"
+        if fusion is None:
+            continue
+        row.activation = fusion.activation
+        row.reason += f", computes {fusion.name} ({fusion.activation}) as well"
+        kind = getattr(fusion.act, "__name__", type(fusion.act).__name__)
+        act = rows.setdefault(fusion.name, Row(fusion.name, kind))
+        here = f"computed by {candidate.name} now"
+        # A module that stands in several places may be fused in some of them only.
+        act.status, act.reason = FUSED, f"{act.reason}; {here}" if act.status == FUSED else here
+    for unit in units:
+        for name, note in unit.notes.items():
+            kind = "TransformerEncoder" if "padded" in note else "TransformerEncoderLayer"
+            rows.setdefault(name, Row(name or ROOT, kind, status=ADJUSTED, reason=note))

@@ -1,0 +1,119 @@
+"""int8_mm in Triton: the bits, interpreted; the instructions, compiled for GPUs not here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+pytest.importorskip("triton")
+
+from triton_aot import Compiled, compile_kernel, expect_exact
+from triton_interpret import expect_passed, interpreted
+
+from trimtab.kernels import tuning
+from trimtab.kernels.activation import ACTIVATIONS
+from trimtab.kernels.int8_mm import int8_mm_kernel
+
+in_interpreter = interpreted("interpreted_int8_mm.py")
+
+# The chips that each table of tuning.py is compiled for here.
+CHIPS = {"sm90": [90], "sm80": [80], "small": [86], "strided": [80, 90]}
+CONFIGS = sorted(
+    {
+        (family, capability, row.config)
+        for family, rows in tuning.INT8_MM.items()
+        for row in rows
+        for capability in CHIPS[family]
+    }
+)
+
+MMA, WGMMA = r"\bmma\.sync\S*m16n8k32\S*\.s8\.s8\b", r"\bwgmma\.mma_async\S*\.s32\.s8\.s8\b"
+
+
+def compiled(capability: int, config: tuning.MatmulConfig, **changes: Any) -> Compiled:
+    """4096 cubed, with a bias, unless changed."""
+    arguments = {
+        "a_ptr": "*i8",
+        "b_ptr": "*i8",
+        "a_scale_ptr": "*fp32",
+        "b_scale_ptr": "*fp32",
+        "bias_ptr": "*bf16",
+        "out_ptr": "*bf16",
+        **dict.fromkeys(("M", "N", "K", "stride_am", "stride_bn", "stride_om"), 4096),
+        **dict.fromkeys(("stride_ak", "stride_bk", "stride_on"), 1),
+        "ACTIVATION": "relu",
+        "ALIGN": 16,
+        **config.blocks(),
+        **changes,
+    }
+    return compile_kernel(int8_mm_kernel, capability, arguments, config.options())
+
+
+def odd(K: int, align: int) -> dict[str, int]:
+    return {"K": K, "stride_am": K, "stride_bn": K, "ALIGN": align}
+
+
+STRIDED = {
+    "odd": odd(1023, 1) | {"M": 1023, "N": 1023, "stride_om": 1023},
+    "transposed": {
+        "stride_am": 1,
+        "stride_ak": 4096,
+        "stride_bn": 1,
+        "stride_bk": 4096,
+        "ALIGN": 1,
+    },
+}
+ALIGNED = {"by_16": {"ACTIVATION": "gelu", "out_ptr": "*fp32"}, "by_4": odd(1020, 4)}
+
+
+@pytest.mark.parametrize(
+    ("family", "capability", "config", "variant"),
+    [
+        (*config, variant)
+        for config in CONFIGS
+        for variant in (STRIDED if config[0] == "strided" else ALIGNED)
+    ],
+    ids=str,
+)
+def test_every_config_fits(
+    family: str, capability: int, config: tuning.MatmulConfig, variant: str
+) -> None:
+    """On tensor cores, nothing spilled, within the chip's shared memory, loads in the background."""
+    kernel = compiled(capability, config, **(STRIDED | ALIGNED)[variant])
+    assert kernel.local_bytes == 0, f"{kernel.registers} registers, {kernel.local_bytes} B spilled"
+    assert kernel.shared_bytes <= tuning.SHARED_LIMIT[family]
+    # wgmma works in 64 rows; smaller tiles take mma.sync.
+    wgmma = capability == 90 and config.BLOCK_M >= 64
+    assert kernel.count(WGMMA if wgmma else MMA) > 0
+    assert kernel.count(MMA if wgmma else WGMMA) == 0
+    if family != "strided":
+        copied = {"by_16": "0x10", "by_4": "0x4"}[variant]
+        assert kernel.count(rf"\bcp\.async\.c\S+ .*, {copied}\b") > 0
+        assert kernel.count(r"\bld\.global\S*\.b8\b") == 0
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_epilogue_is_exact(activation: str, capability: int) -> None:
+    """Every + and * of the epilogue rounds by itself; NUMERICS.md sections 3 and 4."""
+    kernel = compiled(
+        capability, tuning.INT8_MM[f"sm{capability}"][0].config, ACTIVATION=activation
+    )
+    expect_exact(kernel, division=activation not in ("none", "relu"))
+    assert kernel.count(r"\bcvt\.rn\.f32\.s32\b") > 0
+    assert kernel.count(r"\bcvt\.rn\.bf16(x2)?\.f32\b") > 0
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_half_output_rounds_to_nearest(capability: int) -> None:
+    config = tuning.INT8_MM[f"sm{capability}"][0].config
+    assert compiled(capability, config, out_ptr="*fp16").count(r"\bcvt\.rn\.f16(x2)?\.f32\b") > 0
+
+
+def test_interpreted(in_interpreter: subprocess.Popen[str]) -> None:
+    expect_passed(in_interpreter)
