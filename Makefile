@@ -23,14 +23,17 @@ PEERS := $(VENV)/.trimtab-bench
 
 build: $(BUILT)
 
-test: $(BUILT)
+# With the demo's packages: a test runs the demo on a few texts.
+test: $(BUILT) $(DEMO)
 	$(PY) -m pytest -m "not gpu" $(TESTS)
 
 demo: $(BUILT) $(DEMO)
 	$(PY) -m trimtab demo $(ARGS)
 
-bench: $(BUILT) $(PEERS)
+# All of them, then the README's tables from their CSVs.
+bench: $(BUILT) $(DEMO) $(PEERS)
 	$(PY) -m trimtab bench $(ARGS)
+	$(PY) benchmarks/readme.py
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

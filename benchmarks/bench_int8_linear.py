@@ -65,9 +65,13 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = harness.parser(__doc__.partition("\n")[0])
-    parser.add_argument("--shapes", nargs="+", type=shape, metavar="M,K,N", help="instead of the list")
+    parser.add_argument(
+        "--shapes", nargs="+", type=shape, metavar="M,K,N", help="instead of the list"
+    )
     parser.add_argument("--only", nargs="+", choices=("shapes", "sweep", "isa", "overhead"))
-    parser.add_argument("--seconds", type=float, default=6.0, help="of rounds a shape (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=6.0, help="of rounds a shape (%(default)s)"
+    )
     parser.add_argument("--peers", help="only peers whose name matches this regular expression")
     return parser.parse_args()
 
@@ -85,20 +89,25 @@ def bench_shapes(options: argparse.Namespace) -> None:
     notes: dict[str, str] = {}
     for dtype, known in ((torch.float32, peers.FP32), (torch.bfloat16, peers.BF16)):
         label = "fp32" if dtype == torch.float32 else "bf16"
-        chosen = {n: f for n, f in known.items() if not options.peers or re.search(options.peers, n)}
+        chosen = {
+            n: f for n, f in known.items() if not options.peers or re.search(options.peers, n)
+        }
         print(f"\n{label} in and out, {options.threads} threads")
         print(f"{'M,K,N':<16} {'µs':>10} {'TOPS':>7} {'% loop':>7} {'× best':>7}  best peer")
         against: list[float] = []
         for case in shapes:
             problem = peers.problem(*case, dtype, options.threads)
             calls, absent = peers.build(chosen, problem)
-            notes |= {name: f"{reason} (at {','.join(map(str, case))})" for name, reason in absent.items()}
+            at = ",".join(map(str, case))
+            notes |= {name: f"{reason} (at {at})" for name, reason in absent.items()}
             seconds = 0.3 if options.quick else options.seconds * (1 if label == "fp32" else 0.4)
             ratio = bench_shape(table, label, problem, calls, seconds)
             against += [ratio] if ratio else []
         if against:
             worst = min(against)
-            print(f"geomean {geomean(against):.2f} × the best peer of each shape, worst {worst:.2f}")
+            print(
+                f"geomean {geomean(against):.2f} × the best peer of each shape, worst {worst:.2f}"
+            )
     for name, reason in notes.items():
         print(f"not measured: {name}: {reason}")
         table.add(name, "absent", ("M,K,N", ""), 0.0, metric="absent", unit="", reason=reason)
@@ -117,7 +126,7 @@ def bench_shape(
     loop = harness.bare_loop(ops.get_isa(), problem.threads)
     if loop is not None:
         candidates[LOOP] = loop[0]
-    times = harness.interleave(candidates, seconds)
+    times = harness.interleave(candidates, seconds, keep=(LOOP,))
     work = 2.0 * M * K * N
     x = ("M,K,N", f"{M},{K},{N}")
     mode = f"{label}->{label}"
@@ -127,9 +136,11 @@ def bench_shape(
         if name == LOOP:
             continue
         tops = work / value.median * 1e-6
-        table.add(name, mode, x, value, tops=round(tops, 4), peak_tops=round(peak, 4))
+        table.add(name, mode, x, value, tops=float(f"{tops:.4g}"), peak_tops=float(f"{peak:.4g}"))
     mine = times[OURS].median
-    line = f"{x[1]:<16} {mine:10.1f} {work / mine * 1e-6:7.3f} {100 * work / mine * 1e-6 / peak:7.1f}"
+    line = (
+        f"{x[1]:<16} {mine:10.1f} {work / mine * 1e-6:7.3f} {100 * work / mine * 1e-6 / peak:7.1f}"
+    )
     best = best_peer(times)
     if best is None:
         print(line, flush=True)

@@ -10,7 +10,13 @@ from harness import Table
 
 from trimtab import ops
 
-SHAPES = ((1, 4096, 4096), (32, 1024, 1024), (128, 768, 3072), (512, 1024, 4096), (2048, 1024, 1024))
+SHAPES = (
+    (1, 4096, 4096),
+    (32, 1024, 1024),
+    (128, 768, 3072),
+    (512, 1024, 4096),
+    (2048, 1024, 1024),
+)
 QUICK = ((17, 101, 259),)
 
 
@@ -32,9 +38,9 @@ def main() -> int:
             return ops.int8_mm(a, b, *scales, out_dtype=torch.float32)
 
         def theirs(
-            a: torch.Tensor = a, b: torch.Tensor = b.t(), scales: tuple = (a_scale, b_scale, bias)
+            a: torch.Tensor = a, b: torch.Tensor = b, scales: tuple = (a_scale, b_scale, bias)
         ) -> torch.Tensor:
-            acc = torch._int_mm(a, b).float()
+            acc = torch._int_mm(a, b.t()).float()
             return acc.mul_(scales[1]).mul_(scales[0][:, None]).add_(scales[2])
 
         # The same roundings in the same order: the same bits.

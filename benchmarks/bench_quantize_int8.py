@@ -29,9 +29,14 @@ def main() -> int:
         for dtype in (torch.float32, torch.bfloat16):
             x = torch.randn(M, K).to(dtype)
             if not all(map(torch.equal, ops.quantize_int8(x), eager(x))):
-                raise SystemExit(f"bench_quantize_int8: {M},{K} {dtype} differs from eager: not timed")
+                raise SystemExit(
+                    f"bench_quantize_int8: {M},{K} {dtype} differs from eager: not timed"
+                )
             name = f"{M},{K} {str(dtype).removeprefix('torch.')}"
-            cases[name] = {"trimtab": partial(ops.quantize_int8, x), "torch eager": partial(eager, x)}
+            cases[name] = {
+                "trimtab": partial(ops.quantize_int8, x),
+                "torch eager": partial(eager, x),
+            }
     harness.bench_simple(Table("quantize_int8", options.out), cases, "trimtab", options)
     return 0
 

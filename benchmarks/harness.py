@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cache
@@ -41,7 +41,7 @@ RESULTS = HERE / "results"
 
 TURN = 2e-3  # seconds of timed calls in one turn
 PAUSE = 2e-3  # seconds between two turns; libgomp and ONNX Runtime spin for about one
-SLOW = 4.0  # times the fastest: a candidate slower than that needs no precise figure ...
+SLOW = 4.0  # times ours: a candidate slower than that needs no precise figure ...
 SLOW_ROUNDS = 3  # ... and sits out after so many rounds
 
 
@@ -74,28 +74,35 @@ def interleave(
     *,
     min_rounds: int = 3,
     max_rounds: int = 200,
-    keep_slow: bool = False,
+    keep: Collection[str] = (),
 ) -> dict[str, Timing]:
     """Times the candidates in turns for about ``seconds`` altogether.
+
+    The first candidate is ours; others much slower sit out after a few rounds, but those in ``keep``.
 
     A candidate that returns a float says itself how many seconds it took (the bare loop does).
     """
     calls = {name: calibrate(call) for name, call in candidates.items()}
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     order = list(candidates)
+    ours = order[0]
     begin = time.monotonic()
     for done in range(max_rounds):
         if done >= min_rounds and time.monotonic() - begin > seconds:
             break
-        fastest = min((quantile(s, 0.5) for s in samples.values() if s), default=0.0)
+        late = done >= SLOW_ROUNDS
+        out = {n for n in order if late and n not in keep and is_slow(samples[n], samples[ours])}
         random.Random(done).shuffle(order)
         for name in order:
-            slow = done >= SLOW_ROUNDS and quantile(samples[name], 0.5) > SLOW * fastest
-            if slow and not keep_slow:
+            if name in out:
                 continue
             time.sleep(PAUSE)
             samples[name].append(turn(candidates[name], calls[name]))
     return {name: timing(values) for name, values in samples.items()}
+
+
+def is_slow(samples: Sequence[float], ours: Sequence[float]) -> bool:
+    return quantile(samples, 0.5) > SLOW * quantile(ours, 0.5)
 
 
 def calibrate(call: Callable[[], object]) -> int:
@@ -182,7 +189,9 @@ def commit() -> str:
     """Short hash of HEAD, with a + if files differ from it; "unknown" outside a checkout."""
     git = ["git", "-C", str(HERE)]
     try:
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        head = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        )
         dirty = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".."], capture_output=True)
     except OSError:
         return "unknown"
@@ -229,7 +238,11 @@ class Table:
             value = Timing(value, value, value, 1)
         row = dict(environment(), kernel_name=self.name, provider=provider, mode=mode)
         row |= {"metric": metric, "unit": unit, "x_name": x[0], "x_value": x[1]}
-        row |= {"y_50": f"{value.median:.6g}", "y_20": f"{value.p20:.6g}", "y_80": f"{value.p80:.6g}"}
+        row |= {
+            "y_50": f"{value.median:.6g}",
+            "y_20": f"{value.p20:.6g}",
+            "y_80": f"{value.p80:.6g}",
+        }
         row["extra_config"] = json.dumps({"rounds": value.rounds, **extra})
         self.rows.append(row)
 
@@ -253,10 +266,15 @@ def geomean(values: Iterable[float]) -> float:
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
     parse = argparse.ArgumentParser(description=description)
-    parse.add_argument("--quick", action="store_true", help="a few small cases: does it work at all")
+    parse.add_argument(
+        "--quick", action="store_true", help="a few small cases: does it work at all"
+    )
     parse.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    out = os.environ.get("OUT") or RESULTS
-    parse.add_argument("--out", type=Path, default=Path(out), help="folder for the CSV (%(default)s)")
+    parse.add_argument(
+        "--out",
+        type=Path,
+        help="folder for the CSV ($OUT, benchmarks/results; quick: temporary)",
+    )
     return parse
 
 
@@ -265,6 +283,9 @@ def start(options: argparse.Namespace) -> None:
 
     Warnings are kept quiet: some peers print one at every call, which would be timed.
     """
+    if options.out is None:
+        quick = Path(tempfile.gettempdir(), "trimtab-quick")  # its figures mean nothing
+        options.out = quick if options.quick else Path(os.environ.get("OUT") or RESULTS)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(options.threads)
@@ -294,8 +315,6 @@ def bench_simple(
     for name, values in ratios.items():
         print(f"geomean: {geomean(values):.2f}x of {name}")
     table.write()
-
-
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def bench_sweep(options: argparse.Namespace) -> None:
     problem = peers.problem(last, size, size, torch.float32, options.threads)
     layer = trimtab.nn.Int8Linear.from_float(peers.linear(problem))
     calls = {str(M): partial(layer, problem.x[:M]) for M in range(1, last + 1)}
-    times = harness.interleave(calls, 0.5 if options.quick else 30.0, keep_slow=True)
+    times = harness.interleave(calls, 0.5 if options.quick else 30.0, keep=calls)
     steps: dict[int, float] = {}
     for M in range(1, last + 1):
         table.add("trimtab int8", "fp32->fp32", ("M", str(M)), times[str(M)], K=size, N=size)
@@ -47,7 +47,10 @@ def bench_sweep(options: argparse.Namespace) -> None:
     print(f"\nsweep M = 1...{last} at K = N = {size}: {times['1'].median:.1f} to ", end="")
     print(f"{times[str(last)].median:.1f} us; largest step {steps[worst]:.3f} to M = {worst}")
     for odd, padded in ODD[-1:] if options.quick else ODD:
-        calls = {"odd": layer_call(*odd, options.threads), "padded": layer_call(*padded, options.threads)}
+        calls = {
+            "odd": layer_call(*odd, options.threads),
+            "padded": layer_call(*padded, options.threads),
+        }
         pair = harness.interleave(calls, 0.3 if options.quick else 2.0)
         ratio = pair["odd"].median / pair["padded"].median
         names = [",".join(map(str, case)) for case in (odd, padded)]
@@ -68,7 +71,10 @@ AVX2_MACHINE = {
     "ATEN_CPU_CAPABILITY": "avx2",
 }
 # Each machine: its environment, and the paths measured on it.
-MACHINES = {"AVX2": (AVX2_MACHINE, ("avx2", "avxvnni")), "this": ({}, ("avx2", "avxvnni", "avx512", "amx"))}
+MACHINES = {
+    "AVX2": (AVX2_MACHINE, ("avx2", "avxvnni")),
+    "this": ({}, ("avx2", "avxvnni", "avx512", "amx")),
+}
 
 
 def bench_isa(options: argparse.Namespace) -> None:
@@ -81,7 +87,12 @@ def bench_isa(options: argparse.Namespace) -> None:
     for machine, (limits, isas) in MACHINES.items():
         wanted = [isa for isa in isas if isa in ops.available_isas()]
         shapes = ((32, 256, 256),) if options.quick else COMPUTE_BOUND
-        task = {"isas": wanted, "shapes": shapes, "threads": options.threads, "quick": options.quick}
+        task = {
+            "isas": wanted,
+            "shapes": shapes,
+            "threads": options.threads,
+            "quick": options.quick,
+        }
         command = [sys.executable, __file__, json.dumps(task)]
         child = subprocess.run(
             command, env={**os.environ, **limits}, stdout=subprocess.PIPE, text=True, check=True
@@ -93,7 +104,10 @@ def bench_isa(options: argparse.Namespace) -> None:
                 fp32 = value
                 continue
             ratio = fp32.median / value.median
-            print(f"{machine + ' machine':<13} {shape:<16} {name:<8} {value.median:10.1f} us, ", end="")
+            print(
+                f"{machine + ' machine':<13} {shape:<16} {name:<8} {value.median:10.1f} us, ",
+                end="",
+            )
             print(f"{ratio:.2f} × torch fp32's speed", flush=True)
     table.write()
 
@@ -113,7 +127,7 @@ def isa_child(task: dict) -> list:
 
         calls = {"torch fp32": peers.torch_fp32(problem)}
         calls |= {isa: partial(run, isa) for isa in task["isas"]}
-        times = harness.interleave(calls, 0.3 if task["quick"] else 4.0, keep_slow=True, min_rounds=5)
+        times = harness.interleave(calls, 0.3 if task["quick"] else 4.0, keep=calls, min_rounds=5)
         for name, value in times.items():
             figures = (value.median, value.p20, value.p80, value.rounds)
             found.append([name, ",".join(map(str, shape)), figures])

@@ -194,7 +194,7 @@ def torchao(p: Problem) -> Call:
 def bitsandbytes(p: Problem) -> Call:
     """Linear8bitLt on the CPU, all columns in int8 (threshold 0)."""
     bnb = load("bitsandbytes")
-    M, K, N = p.shape
+    _, K, N = p.shape
     layer = bnb.nn.Linear8bitLt(K, N, has_fp16_weights=False, threshold=0.0)
     layer.load_state_dict({"weight": p.weight.clone(), "bias": p.bias.clone()})
     layer = layer.to("cpu").eval()
@@ -223,7 +223,9 @@ BF16 = {"torch bf16": torch_bf16, "torch._int_mm": torch_int_mm}
 TOLERANCE = 0.04
 
 
-def build(peers: dict[str, Callable[[Problem], Call]], p: Problem) -> tuple[dict[str, Call], dict[str, str]]:
+def build(
+    peers: dict[str, Callable[[Problem], Call]], p: Problem
+) -> tuple[dict[str, Call], dict[str, str]]:
     """Callables of the peers that work, and the reason for each that doesn't.
 
     A peer that raises, or whose answer is wrong, is named with what it said: it can't be compared.

@@ -99,7 +99,11 @@ def demo(rows: Rows) -> str:
         e = extra(row)
         times = [float(row[key]) / 1e3 for key in ("y_50", "y_20", "y_80")]
         cells = [row["provider"], "{:.0f} ({:.0f}–{:.0f})".format(*times)]
-        cells += [f"{e['texts_per_second']:.0f}", f"{e['speedup']:.2f}", f"{e['weight_bytes'] / 1e6:.1f}"]
+        cells += [
+            f"{e['texts_per_second']:.0f}",
+            f"{e['speedup']:.2f}",
+            f"{e['weight_bytes'] / 1e6:.1f}",
+        ]
         cells += [f"{e['cosine_mean']:.4f}", f"{e['cosine_min']:.4f}"]
         body.append(cells + [f"{100 * e['nearest_agreement']:.1f} %"])
     return markdown(head, body)
@@ -112,7 +116,9 @@ def int8_linear(rows: Rows) -> str:
         timed = [row for row in rows if row["mode"] == mode]
         if timed:
             out.append(f"{title}:\n\n{comparison(timed)}")
-    absent = [f"{row['provider']} ({extra(row)['reason']})" for row in rows if row["mode"] == "absent"]
+    absent = [
+        f"{row['provider']} ({extra(row)['reason']})" for row in rows if row["mode"] == "absent"
+    ]
     if absent:
         out.append(f"Not measured: {'; '.join(absent)}.\n")
     return "\n".join(out)
@@ -125,7 +131,12 @@ def comparison(timed: Rows) -> str:
         ours, e = here[OURS], extra(here[OURS])
         others = [row for name, row in here.items() if name != OURS]
         share = 100 * e["tops"] / e["peak_tops"]
-        cells = [shape, f"{us(ours):.0f}", f"{e['tops']:.2f}", "–" if math.isnan(share) else f"{share:.0f} %"]
+        cells = [
+            shape,
+            f"{us(ours):.0f}",
+            f"{e['tops']:.2f}",
+            "–" if math.isnan(share) else f"{share:.0f} %",
+        ]
         if others:
             best = min(others, key=us)
             ratios.append(us(best) / us(ours))
@@ -136,7 +147,8 @@ def comparison(timed: Rows) -> str:
     text = markdown(head, body)
     if ratios:
         lost = sum(ratio < 1 for ratio in ratios)
-        text += f"\nGeomean {geomean(ratios):.2f} × the best peer of each shape, worst {min(ratios):.2f}; "
+        text += f"\nGeomean {geomean(ratios):.2f} × the best peer of each shape, "
+        text += f"worst {min(ratios):.2f}; "
         text += "no losses.\n" if not lost else f"{lost} of {len(ratios)} lost (bold).\n"
     return text
 
@@ -146,8 +158,10 @@ def int8_linear_sweep(rows: Rows) -> str:
     steps = {m: by_m[m] / by_m[m - 1] for m in by_m if m - 1 in by_m}
     worst = max(steps, key=lambda m: steps[m])
     size = extra(rows[0])["K"]
-    text = f"K = N = {size}: {by_m[1]:.0f} µs at M = 1, {by_m[max(by_m)]:.0f} µs at M = {max(by_m)}; the "
-    text += f"largest step from one M to the next is {steps[worst]:.2f} × (to M = {worst}).\n\n"
+    text = (
+        f"K = N = {size}: {by_m[1]:.0f} µs at M = 1, {by_m[max(by_m)]:.0f} µs at M = {max(by_m)}; "
+    )
+    text += f"the largest step from one M to the next is {steps[worst]:.2f} × (to M = {worst}).\n\n"
     padded = {row["x_value"]: us(row) for row in rows if row["mode"] == "padded"}
     body = [
         [row["x_value"], extra(row)["padded"], f"{us(row) / padded[extra(row)['padded']]:.2f}"]

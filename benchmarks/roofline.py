@@ -28,7 +28,12 @@ def points(path: Path) -> tuple[list[dict], float]:
         extra = json.loads(row["extra_config"])
         M, K, N = (int(part) for part in row["x_value"].split(","))
         found.append(
-            {"x": intensity(M, K, N, 4), "y": extra["tops"], "name": row["provider"], "shape": (M, K, N)}
+            {
+                "x": intensity(M, K, N, 4),
+                "y": extra["tops"],
+                "name": row["provider"],
+                "shape": (M, K, N),
+            }
         )
         peaks.append(extra["peak_tops"])
     peaks = sorted(p for p in peaks if p == p)
@@ -68,11 +73,15 @@ def draw(marks: list[dict], peak: float) -> str:
     for exponent in range(low_x, high_x + 1):
         x = px(10.0**exponent)
         out.append(f'<path d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}" stroke="{GRID}"/>')
-        out.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{10**exponent}</text>')
+        out.append(
+            f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{10**exponent}</text>'
+        )
     for exponent in range(low_y, high_y + 1):
         y = py(10.0**exponent)
         out.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="{GRID}"/>')
-        out.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{10.0**exponent:g}</text>')
+        out.append(
+            f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{10.0**exponent:g}</text>'
+        )
     middle = (LEFT + WIDTH - RIGHT) / 2
     out.append(
         f'<text x="{middle}" y="{HEIGHT - 16}" text-anchor="middle">operations a byte (weight as int8, '
@@ -84,7 +93,9 @@ def draw(marks: list[dict], peak: float) -> str:
     )
     if peak:
         y = py(peak)
-        out.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="{ROOF}" stroke-dasharray="6 4"/>')
+        out.append(
+            f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="{ROOF}" stroke-dasharray="6 4"/>'
+        )
         out.append(
             f'<text x="{LEFT + 6}" y="{y - 6:.1f}" fill="{ROOF}">bare dot-product loop, no memory '
             f"traffic: {peak:.2f} TOPS</text>"

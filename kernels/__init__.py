@@ -17,7 +17,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-OPS = ("quantize_int8", "int8_mm", "int8_linear", "int8_weight_mm")
+OPS = ("quantize_int8", "int8_mm", "int8_linear", "int8_weight_mm", "quantize_affine")
 
 __all__ = ["OPS", "Availability", "is_available", "load"]
 

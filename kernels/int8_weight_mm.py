@@ -52,7 +52,7 @@ def int8_weight_mm_kernel(
     mask_n = (offs_n < N)[:, None]
     a_rows = offs_m * stride_am
     b_rows = offs_n * stride_bn
-    if ALIGN > 1:  # Triton itself knows multiples of 16 only, and reads the rest one by one
+    if ALIGN > 1:
         a_rows = tl.multiple_of(a_rows, ALIGN)
         b_rows = tl.multiple_of(b_rows, ALIGN)
     a_ptrs = a_ptr + a_rows[:, None] + offs_k[None, :] * stride_ak

@@ -16,13 +16,16 @@ def on_device_of(t: torch.Tensor) -> AbstractContextManager:
     return torch.cuda.device(t.device)
 
 
-def k_alignment(a: torch.Tensor, b: torch.Tensor) -> int:
-    """Elements of K that ``a`` [M, K] and ``b`` [N, K] may be read by at once: 16, 8, 4, or 1.
+def k_alignment(*matrices: torch.Tensor) -> int:
+    """How many elements of K the rows [*, K] of all these may be accessed by at once: 16, 8, 4 or 1.
 
-    The largest that divides K and the distance between rows; 1 if K is not adjacent, or a tensor
-    does not start on 16 bytes. Below 4 there is nothing to gain: cp.async copies at least 4 bytes.
+    The largest that divides every K and distance between rows; 1 if K is not adjacent somewhere, or
+    a matrix does not start on 16 bytes. Triton finds out about 16 only, and takes one element at a
+    time otherwise. Below 4 there is nothing to gain: cp.async copies at least 4 bytes.
     """
-    if a.stride(1) != 1 or b.stride(1) != 1 or (a.data_ptr() | b.data_ptr()) % 16 != 0:
-        return 1
-    common = math.gcd(16, a.shape[1], a.stride(0), b.stride(0))
+    common = 16
+    for t in matrices:
+        if t.stride(1) != 1 or t.data_ptr() % 16 != 0:
+            return 1
+        common = math.gcd(common, t.shape[1], t.stride(0))
     return common if common >= 4 else 1

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from . import tuning
 from .checks import FLOAT_DTYPES, check_matrix, check_tensor
-from .launch import on_device_of
+from .launch import k_alignment, on_device_of
 
 # 1.5 * 2^23. Floats of that size are 1 apart, so adding it rounds |v| <= 2^22 to the nearest
 # integer, ties to even, and leaves that integer in the low bits of the sum.
@@ -47,6 +47,7 @@ def quantize_int8_kernel(
     stride_qm,
     stride_qk,
     stride_sm,
+    ALIGN: tl.constexpr,  # elements of K taken at once, from k_alignment
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
@@ -56,14 +57,22 @@ def quantize_int8_kernel(
     mask_m = offs_m < M
     x_step = tl.cast(stride_xk, tl.int64) * BLOCK_K
     q_step = tl.cast(stride_qk, tl.int64) * BLOCK_K
-    x_tile = x_ptr + offs_m[:, None] * stride_xm + offs_k[None, :] * stride_xk
+    x_rows = offs_m * stride_xm
+    q_rows = offs_m * stride_qm
+    if ALIGN > 1:
+        x_rows = tl.multiple_of(x_rows, ALIGN)
+        q_rows = tl.multiple_of(q_rows, ALIGN)
+    x_tile = x_ptr + x_rows[:, None] + offs_k[None, :] * stride_xk
 
     # Pass 1: absmax. The maximum of the bits is the maximum of the values, and keeps NaN and Inf.
     peak = tl.zeros([BLOCK_M, BLOCK_K], dtype=tl.int32)
     x_ptrs = x_tile
     for k in range(0, K, BLOCK_K):
-        mask = mask_m[:, None] & (offs_k[None, :] < K - k)
-        peak = tl.maximum(peak, _abs_bits(tl.load(x_ptrs, mask=mask, other=0.0)))
+        mask_k = offs_k < K - k
+        if ALIGN > 1:
+            mask_k = tl.max_constancy(mask_k, ALIGN)
+        x = tl.load(x_ptrs, mask=mask_m[:, None] & mask_k[None, :], other=0.0)
+        peak = tl.maximum(peak, _abs_bits(x))
         x_ptrs += x_step
     absmax_bits = tl.max(peak, axis=1)
     absmax = absmax_bits.to(tl.float32, bitcast=True)
@@ -77,12 +86,16 @@ def quantize_int8_kernel(
 
     # Pass 2: quantize. Past K there are zeros, as masked loads give and quantize to.
     x_ptrs = x_tile
-    q_ptrs = q_ptr + offs_m[:, None] * stride_qm + offs_k[None, :] * stride_qk
+    q_ptrs = q_ptr + q_rows[:, None] + offs_k[None, :] * stride_qk
     for k in range(0, K_Q, BLOCK_K):
-        mask = mask_m[:, None] & (offs_k[None, :] < K - k)
-        x = tl.load(x_ptrs, mask=mask, other=0.0).to(tl.float32)
+        mask_k = offs_k < K - k
+        mask_q = offs_k < K_Q - k
+        if ALIGN > 1:
+            mask_k = tl.max_constancy(mask_k, ALIGN)
+            mask_q = tl.max_constancy(mask_q, ALIGN)
+        x = tl.load(x_ptrs, mask=mask_m[:, None] & mask_k[None, :], other=0.0).to(tl.float32)
         q = tl.where(counts[:, None], _round_to_int8(x * r[:, None]), 0)
-        tl.store(q_ptrs, q.to(tl.int8), mask=mask_m[:, None] & (offs_k[None, :] < K_Q - k))
+        tl.store(q_ptrs, q.to(tl.int8), mask=mask_m[:, None] & mask_q[None, :])
         x_ptrs += x_step
         q_ptrs += q_step
 
@@ -126,6 +139,7 @@ def quantize_int8(
             *x.stride(),
             *q.stride(),
             scale.stride(0),
+            ALIGN=k_alignment(x, q),
             **config.blocks(),
             **config.options(),
         )

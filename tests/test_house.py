@@ -21,13 +21,20 @@ ISAS = ("avx2", "avxvnni", "avx512", "amx")  # each has files compiled with flag
 # --- the rule for an op
 
 # Schemas that live in another op's files.
-COMPANIONS = {"int8_unpack": "int8_pack", "dequantize_affine": "quantize_affine"}
+COMPANIONS = {
+    "int8_unpack": "int8_pack",
+    "dequantize_affine": "quantize_affine",
+    "int8_conv2d_pack": "int8_conv2d",
+    "int8_conv2d_unpack": "int8_conv2d",
+}
 
 # What an op may lack, and why. A line whose file exists after all fails, so this list stays true.
 EXCEPTIONS = {
+    "kernels/int8_conv2d": "CPU only so far",
+    "kernels/int8_embedding": "CPU only so far",
+    "kernels/int8_embedding_bag": "CPU only so far",
     "kernels/int8_pack": "the packed layout is the CPU kernels' own; Triton reads plain [N, K]",
     "reference/int8_pack": "it moves bytes and computes nothing; its test writes the layout out",
-    "benchmark/int8_pack": "it runs once a weight, when a model is loaded",
 }
 
 PARTS = {
@@ -170,19 +177,20 @@ def python(code, *options):
 
 
 def test_import_is_cheap():
-    """At most 100 ms beyond torch, layers and kernels included."""
+    """At most 100 ms of processor time beyond torch, layers and swap_ included; the best of five."""
     code = (
         "import time, torch\n"
-        "start = time.perf_counter()\n"
+        "start = time.process_time()\n"
         "import trimtab\n"
-        "bare = time.perf_counter()\n"
         "trimtab.ops, trimtab.nn, trimtab.swap_\n"
-        "print(bare - start, time.perf_counter() - start)"
+        "print(time.process_time() - start)"
     )
-    runs = [[float(word) for word in python(code).split()] for _ in range(5)]
-    bare, everything = (min(column) for column in zip(*runs))
-    assert bare < 0.1
-    assert everything < 0.1, f"trimtab.ops, trimtab.nn and swap_ take {everything:.3f} s"
+    best = float(python(code))
+    for _ in range(4):
+        if best < 0.1:
+            break
+        best = min(best, float(python(code)))
+    assert best < 0.1, f"importing trimtab.ops, trimtab.nn and swap_ takes {best:.3f} s"
 
 
 def test_import_is_silent_and_leaves_cuda_alone():

@@ -48,6 +48,16 @@ def test_epilogue(isa: str, dtype: torch.dtype, activation: str, generator) -> N
         check(a, b, a_scale, b_scale, bias, activation, dtype)
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [(20, 70, 1100), (32, 96, 4100), (49, 65, 2100), (100, 33, 1500), (513, 70, 1030)],
+    ids=cases.ident,
+)
+def test_long_sums_in_cuts(isa: str, shape: tuple[int, int, int], generator) -> None:
+    """K beyond what one pass of the AMX kernel keeps in L1; odd row and column pairs."""
+    check(*operands(*shape, generator), None, "none", torch.float32)
+
+
 def test_random_shapes(isa: str, generator) -> None:
     """Two million outputs an instruction set; `make bits` runs the hundred million."""
     done = 0

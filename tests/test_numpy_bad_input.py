@@ -203,18 +203,18 @@ def bad_calls():
         ),
         "group": (
             ValueError,
-            "int8_weight_mm: expected group as a positive multiple of 4, .* got 6",
-            lambda: wmm(x, w, np.ones((7, 24), np.float32), group=6),
+            "int8_weight_mm: expected group_size to be a multiple of 4, or K=40 or more, got 6",
+            lambda: wmm(x, w, np.ones((7, 24), np.float32), group_size=6),
         ),
         "group_zero": (
             ValueError,
-            "int8_weight_mm: expected group as a positive multiple of 4, .* got 0",
-            lambda: wmm(x, w, w_scale, group=0),
+            "int8_weight_mm: expected group_size >= 1 or None, got 0",
+            lambda: wmm(x, w, w_scale, group_size=0),
         ),
         "groups": (
             ValueError,
             r"int8_weight_mm: expected weight_scale \[groups=5, N\] .* got 1 groups",
-            lambda: wmm(x, w, w_scale, group=8),
+            lambda: wmm(x, w, w_scale, group_size=8),
         ),
         "zero_point": (
             ValueError,

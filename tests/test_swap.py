@@ -6,8 +6,9 @@ import json
 
 import pytest
 import torch
-import trimtab
 from torch import nn
+
+import trimtab
 from trimtab import report as report_module
 from trimtab import swap as swap_module
 from trimtab.nn import Int8Linear

@@ -16,7 +16,6 @@ from triton_aot import Compiled, compile_kernel, expect_exact
 from triton_interpret import expect_passed, interpreted
 
 from trimtab.kernels import tuning
-from trimtab.kernels.activation import ACTIVATIONS
 from trimtab.kernels.int8_mm import int8_mm_kernel
 
 in_interpreter = interpreted("interpreted_int8_mm.py")
@@ -83,8 +82,11 @@ ALIGNED = {"by_16": {"ACTIVATION": "gelu", "out_ptr": "*fp32"}, "by_4": odd(1020
 def test_every_config_fits(
     family: str, capability: int, config: tuning.MatmulConfig, variant: str
 ) -> None:
-    """On tensor cores, nothing spilled, within the chip's shared memory, loads in the background."""
-    kernel = compiled(capability, config, **(STRIDED | ALIGNED)[variant])
+    """Exact, on tensor cores, nothing spilled, within shared memory, loads in the background."""
+    changes = (STRIDED | ALIGNED)[variant]
+    kernel = compiled(capability, config, **changes)
+    expect_exact(kernel, division="ACTIVATION" in changes)
+    assert kernel.count(r"\bcvt\.rn\.f32\.s32\b") > 0
     assert kernel.local_bytes == 0, f"{kernel.registers} registers, {kernel.local_bytes} B spilled"
     assert kernel.shared_bytes <= tuning.SHARED_LIMIT[family]
     # wgmma works in 64 rows; smaller tiles take mma.sync.
@@ -98,21 +100,11 @@ def test_every_config_fits(
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_epilogue_is_exact(activation: str, capability: int) -> None:
-    """Every + and * of the epilogue rounds by itself; NUMERICS.md sections 3 and 4."""
-    kernel = compiled(
-        capability, tuning.INT8_MM[f"sm{capability}"][0].config, ACTIVATION=activation
-    )
-    expect_exact(kernel, division=activation not in ("none", "relu"))
-    assert kernel.count(r"\bcvt\.rn\.f32\.s32\b") > 0
-    assert kernel.count(r"\bcvt\.rn\.bf16(x2)?\.f32\b") > 0
-
-
-@pytest.mark.parametrize("capability", [80, 90])
-def test_half_output_rounds_to_nearest(capability: int) -> None:
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+def test_output_rounds_to_nearest(dtype: str, capability: int) -> None:
     config = tuning.INT8_MM[f"sm{capability}"][0].config
-    assert compiled(capability, config, out_ptr="*fp16").count(r"\bcvt\.rn\.f16(x2)?\.f32\b") > 0
+    kernel = compiled(capability, config, out_ptr="*bf16" if dtype == "bf16" else "*fp16")
+    assert kernel.count(rf"\bcvt\.rn\.{dtype}(x2)?\.f32\b") > 0
 
 
 def test_interpreted(in_interpreter: subprocess.Popen[str]) -> None:

@@ -23,7 +23,12 @@ CONFIGS = sorted({row.config for rows in tuning.QUANTIZE_INT8.values() for row i
 
 
 def compiled(
-    capability: int, config: tuning.QuantizeConfig, dtype: str, K: int, stride_xk: int = 1
+    capability: int,
+    config: tuning.QuantizeConfig,
+    dtype: str = "bf16",
+    K: int = 4096,
+    align: int = 16,
+    stride_xk: int = 1,
 ) -> Compiled:
     arguments = {
         "x_ptr": f"*{dtype}",
@@ -37,30 +42,35 @@ def compiled(
         "stride_qm": K,
         "stride_qk": 1,
         "stride_sm": 1,
+        "ALIGN": align,
         **config.blocks(),
     }
-    return compile_kernel(quantize_int8_kernel, capability, arguments, config.options())
+    kernel = compile_kernel(quantize_int8_kernel, capability, arguments, config.options())
+    expect_exact(kernel, division=True)
+    assert kernel.local_bytes == 0
+    return kernel
 
 
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_compiles_to_exact_arithmetic(config: tuning.QuantizeConfig, capability: int) -> None:
-    kernel = compiled(capability, config, "bf16", 4096)
-    expect_exact(kernel, division=True)
-    assert kernel.local_bytes == 0
-    # 16 bytes a load; a thread with fewer than 8 elements has less to take.
-    assert kernel.count(r"\bld\.global\S*\.v4\.b32") > 0
+    kernel = compiled(capability, config)
+    assert kernel.count(r"\bld\.global\S*\.v4\.b32") > 0  # 16 bytes a load
     assert kernel.registers <= 64
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_compiles_for_every_dtype(dtype: str) -> None:
-    expect_exact(compiled(90, CONFIGS[-1], dtype, 4096), division=True)
+    compiled(90, CONFIGS[-1], dtype)
+
+
+def test_rows_of_8_elements_are_loaded_8_at_a_time() -> None:
+    assert compiled(90, CONFIGS[0], K=1000, align=8).count(r"\bld\.global\S*\.v4\.b32") > 0
 
 
 @pytest.mark.parametrize(("K", "stride_xk"), [(1023, 1), (4096, 3)], ids=["odd", "strided"])
 def test_compiles_for_odd_rows(K: int, stride_xk: int) -> None:
-    expect_exact(compiled(90, CONFIGS[0], "bf16", K, stride_xk), division=True)
+    compiled(90, CONFIGS[0], K=K, align=1, stride_xk=stride_xk)
 
 
 def test_interpreted(in_interpreter: subprocess.Popen[str]) -> None:

@@ -73,9 +73,7 @@ struct F32x16 {
   friend TT_INLINE F32x16 operator-(F32x16 a, F32x16 b) { return _mm512_sub_ps(a.v, b.v); }
   friend TT_INLINE F32x16 operator*(F32x16 a, F32x16 b) { return _mm512_mul_ps(a.v, b.v); }
   friend TT_INLINE F32x16 operator/(F32x16 a, F32x16 b) { return _mm512_div_ps(a.v, b.v); }
-  friend TT_INLINE F32x16 operator-(F32x16 a) {
-    return _mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f));
-  }
+  friend TT_INLINE F32x16 operator-(F32x16 a) { return _mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f)); }
   friend TT_INLINE Mask16 operator<(F32x16 a, F32x16 b) {
     return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)};
   }
@@ -106,11 +104,10 @@ struct F32x16 {
     const __mmask16 number = _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q);
     const __m512i down = _mm512_add_epi32(u, _mm512_set1_epi32(0x7fff));
     const __m512i rounded = _mm512_mask_add_epi32(down, odd, down, _mm512_set1_epi32(1));
-    const __m512i upper = _mm512_set_epi16(
-        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-        31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
-    return _mm512_castsi512_si256(_mm512_mask_permutexvar_epi16(
-        _mm512_set1_epi16(kBf16Nan), number, upper, rounded));
+    const __m512i upper = _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 31, 29,
+                                           27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    return _mm512_castsi512_si256(
+        _mm512_mask_permutexvar_epi16(_mm512_set1_epi16(kBf16Nan), number, upper, rounded));
   }
   TT_INLINE __m256i narrow_fp16() const {
     const __mmask16 number = _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q);
@@ -125,9 +122,7 @@ TT_INLINE F32x16 mul_add_exact(F32x16 a, F32x16 b, F32x16 c) {
 TT_INLINE F32x16 mul_sub_exact(F32x16 a, F32x16 b, F32x16 c) {
   return _mm512_fmsub_ps(a.v, b.v, c.v);
 }
-TT_INLINE F32x16 select(Mask16 m, F32x16 a, F32x16 b) {
-  return _mm512_mask_mov_ps(b.v, m.m, a.v);
-}
+TT_INLINE F32x16 select(Mask16 m, F32x16 a, F32x16 b) { return _mm512_mask_mov_ps(b.v, m.m, a.v); }
 TT_INLINE F32x16 min(F32x16 a, F32x16 b) { return _mm512_min_ps(a.v, b.v); }
 TT_INLINE F32x16 max(F32x16 a, F32x16 b) { return _mm512_max_ps(a.v, b.v); }
 TT_INLINE F32x16 sqrt(F32x16 a) { return _mm512_sqrt_ps(a.v); }

@@ -39,9 +39,7 @@ struct F32x8 {
   static TT_INLINE F32x8 load(const int32_t* p) {
     return from_int32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
-  static TT_INLINE F32x8 load_n(const float* p, int n) {
-    return _mm256_maskload_ps(p, first(n));
-  }
+  static TT_INLINE F32x8 load_n(const float* p, int n) { return _mm256_maskload_ps(p, first(n)); }
   static TT_INLINE F32x8 load_n(const bf16* p, int n) { return widen_bf16(load16_n(p, n)); }
   static TT_INLINE F32x8 load_n(const fp16* p, int n) { return _mm256_cvtph_ps(load16_n(p, n)); }
   static TT_INLINE F32x8 load_n(const int32_t* p, int n) {
@@ -60,9 +58,7 @@ struct F32x8 {
   friend TT_INLINE F32x8 operator-(F32x8 a, F32x8 b) { return _mm256_sub_ps(a.v, b.v); }
   friend TT_INLINE F32x8 operator*(F32x8 a, F32x8 b) { return _mm256_mul_ps(a.v, b.v); }
   friend TT_INLINE F32x8 operator/(F32x8 a, F32x8 b) { return _mm256_div_ps(a.v, b.v); }
-  friend TT_INLINE F32x8 operator-(F32x8 a) {
-    return _mm256_xor_ps(a.v, _mm256_set1_ps(-0.0f));
-  }
+  friend TT_INLINE F32x8 operator-(F32x8 a) { return _mm256_xor_ps(a.v, _mm256_set1_ps(-0.0f)); }
   friend TT_INLINE Mask8 operator<(F32x8 a, F32x8 b) {
     return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)};
   }
@@ -117,8 +113,8 @@ struct F32x8 {
     const __m256i up = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd);
     const __m256 nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
     const __m256i rounded = _mm256_srli_epi32(up, 16);
-    return narrow16(_mm256_blendv_epi8(rounded, _mm256_set1_epi32(kBf16Nan),
-                                       _mm256_castps_si256(nan)));
+    return narrow16(
+        _mm256_blendv_epi8(rounded, _mm256_set1_epi32(kBf16Nan), _mm256_castps_si256(nan)));
   }
   // vcvtps2ph keeps a NaN's sign and payload: first replace it by the fp32 NaN that narrows to 0x7e00.
   TT_INLINE __m128i narrow_fp16() const {

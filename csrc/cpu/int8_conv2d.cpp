@@ -22,6 +22,9 @@ constexpr const char* kOp = "int8_conv2d";
 
 // Images of one round: int8 copies and channels-first results of more would leave the caches.
 constexpr int64_t kRoundBytes = int64_t(8) << 20;
+// Patches of one product, in bytes: half the L2 of two cores. More would leave it between the gather
+// and the multiplication.
+constexpr int64_t kSliceBytes = int64_t(2) << 20;
 // Below this many multiply-adds and elements, waking threads costs more than it gives.
 constexpr int64_t kParallelWork = 64 * 1024;
 
@@ -29,6 +32,7 @@ struct Patches {
   const Conv* conv;
   const int8_t* q;     // the first image, at the group's first channel
   const float* scale;  // [images]
+  int64_t row;         // of the slice that is multiplied now
   int64_t segment;     // a patch is gathered in copies of `segment` bytes ...
   std::vector<int64_t> offset;  // ... from these offsets
 };
@@ -44,7 +48,7 @@ template <class F>
 void each_line(const Patches& p, int64_t m, int rows, float* scale, F&& run) {
   const Conv& conv = *p.conv;
   for (int r = 0; r < rows;) {
-    const int64_t line = (m + r) / conv.out_w, j = (m + r) % conv.out_w;
+    const int64_t at = p.row + m + r, line = at / conv.out_w, j = at % conv.out_w;
     const int64_t image = line / conv.out_h, i = line % conv.out_h;
     const int count = int(std::min<int64_t>(rows - r, conv.out_w - j));
     std::fill(scale + r, scale + r + count, p.scale[image]);
@@ -95,8 +99,8 @@ void fill_gathered(const void* self, const Int8Kernel& kernel, int64_t m, int ro
 // groups break it, else a tap.
 void plan_segments(const Conv& conv, Patches* patches) {
   const tt_conv2d& s = conv.shape;
-  const int64_t tap = s.channels / s.groups;
-  const bool whole_line = s.groups == 1 && (s.dilation_w == 1 || s.kernel_w == 1);
+  const int64_t tap = conv.channels;
+  const bool whole_line = conv.groups == 1 && (s.dilation_w == 1 || s.kernel_w == 1);
   patches->segment = whole_line ? s.kernel_w * tap : tap;
   for (int64_t kh = 0; kh < s.kernel_h; ++kh)
     for (int64_t kw = 0; kw < (whole_line ? 1 : s.kernel_w); ++kw)
@@ -106,23 +110,28 @@ void plan_segments(const Conv& conv, Patches* patches) {
 tt_status run_groups(const Conv& conv, const Images& images, const int8_t* b_packed,
                      const tt_epilogue& epilogue, const tt_parallel* parallel) {
   const tt_conv2d& s = conv.shape;
-  const int64_t N = s.out_channels / s.groups;
+  const int64_t N = conv.outputs, rows = images.count * conv.out_h * conv.out_w;
   const int64_t group_bytes = round_up(N, kPanelN) / kPanelN * packed_panel_bytes(conv.K);
-  Patches patches{&conv, images.q, images.scale, 0, {}};
+  Patches patches{&conv, images.q, images.scale, 0, 0, {}};
   plan_segments(conv, &patches);
   const bool direct = patches.segment % kStepK == 0 || patches.offset.size() == 1;
   const RowSource source{direct ? fill_direct : fill_gathered, &patches};
-  for (int64_t g = 0; g < s.groups; ++g) {
+  const int64_t slice = std::max<int64_t>(kSliceBytes / round_up(conv.K, kStepK) / 64 * 64, 64);
+  for (int64_t g = 0; g < conv.groups; ++g) {
     tt_epilogue part = epilogue;
     part.b_scale += g * N;
     if (part.bias != nullptr)
       part.bias = static_cast<const char*>(part.bias) + g * N * dtype_size(part.bias_dtype);
-    part.out = static_cast<char*>(part.out) + g * N * dtype_size(part.out_dtype);
-    patches.q = images.q + g * (s.channels / s.groups);
-    const tt_status status = run_product(kOp, source, b_packed + g * group_bytes,
-                                         images.count * conv.out_h * conv.out_w, N, conv.K, part,
-                                         parallel);
-    if (status != TT_OK) return status;
+    patches.q = images.q + g * conv.channels;
+    const int64_t size = dtype_size(part.out_dtype);
+    char* out = static_cast<char*>(part.out) + g * N * size;
+    for (patches.row = 0; patches.row < rows; patches.row += slice) {
+      part.out = out + patches.row * s.out_channels * size;
+      const tt_status status =
+          run_product(kOp, source, b_packed + g * group_bytes, std::min(slice, rows - patches.row), N,
+                      conv.K, part, parallel);
+      if (status != TT_OK) return status;
+    }
   }
   return TT_OK;
 }
@@ -180,7 +189,7 @@ void depthwise_line(const Conv& conv, const Images& images, const Depthwise& tab
       run.x = x + c;
       run.weight = tables.weight.data() + c * tables.taps;
       lanes.depthwise(run);
-      scale_and_store(acc, int(run.pixels), int(std::min(kDepthwiseChannels, O - c)), scale,
+      scale_and_store(acc, kMaxTileN, int(run.pixels), int(std::min(kDepthwiseChannels, O - c)), scale,
                       epilogue.b_scale + c, tables.bias.data() + c, out + (j * O + c) * size, O);
     }
   }

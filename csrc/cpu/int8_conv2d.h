@@ -13,8 +13,13 @@ struct Conv {
   int64_t out_h, out_w;
   int64_t line_bytes;   // a line of a padded int8 image: (W + padding) * C
   int64_t image_bytes;  // a padded image, rounded up to 64
-  int64_t K;            // C / groups * kernel_h * kernel_w
   bool depthwise;       // C = O = groups
+  // Neighbouring groups are merged while their outputs fit one weight panel of 16, which they would
+  // fill up with zeros alone as well: a block-diagonal weight of the same size, and as many fewer
+  // passes over the images.
+  int64_t merged, groups;           // how many a merged group holds; how many are left
+  int64_t channels, outputs;        // of a merged group
+  int64_t K;                        // of a merged group: channels * kernel_h * kernel_w
   explicit Conv(const tt_conv2d& shape);
   bool padded() const {
     return shape.pad_top + shape.pad_bottom + shape.pad_left + shape.pad_right > 0;

@@ -7,23 +7,26 @@
 namespace trimtab {
 namespace {
 
+// Columns outside, so that their scale and bias stay in registers.
 template <class V, Activation kActivation, class Out>
-void epilogue_tile(const int32_t* acc, int rows, int cols, const float* a_scale,
+void epilogue_tile(const int32_t* acc, int acc_stride, int rows, int cols, const float* a_scale,
                    const float* b_scale, const float* bias, void* out, int64_t out_stride) {
-  Out* to = static_cast<Out*>(out);
-  for (int row = 0; row < rows; ++row, acc += kMaxTileN, to += out_stride) {
-    const V row_scale(a_scale[row]);
-    int n = 0;
-    for (; n + V::lanes <= cols; n += V::lanes) {
-      epilogue<kActivation>(V::load(acc + n), row_scale, V::load(b_scale + n), V::load(bias + n))
-          .store(to + n);
+  int n = 0;
+  for (; n + V::lanes <= cols; n += V::lanes) {
+    const V scale = V::load(b_scale + n), offset = V::load(bias + n);
+    Out* to = static_cast<Out*>(out) + n;
+    for (int m = 0; m < rows; ++m, to += out_stride) {
+      epilogue<kActivation>(V::load(acc + m * acc_stride + n), V(a_scale[m]), scale, offset)
+          .store(to);
     }
-    if (n < cols) {
-      const int rest = cols - n;
-      epilogue<kActivation>(V::load_n(acc + n, rest), row_scale, V::load_n(b_scale + n, rest),
-                            V::load_n(bias + n, rest))
-          .store_n(to + n, rest);
-    }
+  }
+  if (n == cols) return;
+  const int rest = cols - n;
+  const V scale = V::load_n(b_scale + n, rest), offset = V::load_n(bias + n, rest);
+  Out* to = static_cast<Out*>(out) + n;
+  for (int m = 0; m < rows; ++m, to += out_stride) {
+    epilogue<kActivation>(V::load_n(acc + m * acc_stride + n, rest), V(a_scale[m]), scale, offset)
+        .store_n(to, rest);
   }
 }
 

@@ -16,14 +16,15 @@ constexpr int64_t kStepK = 64;    // K of one panel step, and of an AMX tile
 constexpr int64_t kPanelN = 16;   // columns of one packed weight panel
 constexpr int64_t kMaxTileN = 64; // widest tile a kernel computes at once, in columns
 constexpr int kMaxTileM = 32;     // tallest, in rows
+constexpr int kMaxBlockM = 512;   // rows of one block at most
 
 inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 inline int64_t packed_panel_bytes(int64_t K) { return round_up(K, 4) * kPanelN; }
 
 // Scales, activates, rounds and stores an int32 tile.
-// acc [rows][kMaxTileN] int32;  a_scale [rows], b_scale and bias [cols] at this tile
+// acc [rows][cols] int32, rows acc_stride apart;  a_scale [rows], b_scale and bias [cols] at this tile
 // out at this tile, rows out_stride elements apart
-using EpilogueFn = void (*)(const int32_t* acc, int rows, int cols, const float* a_scale,
+using EpilogueFn = void (*)(const int32_t* acc, int acc_stride, int rows, int cols, const float* a_scale,
                             const float* b_scale, const float* bias, void* out, int64_t out_stride);
 
 // One block of the product: `panels` row panels by columns [n_begin, n_end), over all of K.

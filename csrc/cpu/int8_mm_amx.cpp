@@ -13,6 +13,9 @@ namespace {
 
 constexpr int kMr = 16;
 constexpr int64_t kTileBytes = 1024;  // 16 rows of 64 bytes, of A and of B alike
+constexpr int64_t kMaxStepsL1 = 16;   // steps of K whose 2 KiB of weight stay in L1: 32 of 48 KiB
+constexpr int kMaxPairs = kMaxBlockM / kMaxTileM;  // row pairs of a block
+constexpr int kPairN = 32, kPairSums = kMaxTileM * kPairN;
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -30,28 +33,86 @@ struct Tiles {
   ~Tiles() { _tile_release(); }
 };
 
-// acc[32][kMaxTileN] = two row panels times two column panels
-inline void tile_2x2(const int8_t* a0, const int8_t* a1, const int8_t* b0, const int8_t* b1,
-                     int64_t steps, int32_t* acc) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (int64_t s = 0; s < steps; ++s) {
-    _tile_loadd(6, b0 + s * kTileBytes, 64);
-    _tile_loadd(4, a0 + s * kTileBytes, 64);
+// A computed tile whose epilogue is still to run. It runs a few rows at a time between the k-steps of the
+// next tile: the tile unit and the vector units then work side by side.
+struct Pending {
+  const int32_t* acc = nullptr;
+  int stride = 0, rows = 0, cols = 0, done = 0;
+  int64_t m = 0, n = 0;
+
+  void advance(const Int8Block& s, int count) {
+    if (done >= rows) return;
+    if (count > rows - done) count = rows - done;
+    s.epilogue(acc + done * stride, stride, count, cols, s.a_scale + m + done, s.b_scale + n, s.bias + n,
+               tile_out(s, m + done, n), s.out_stride);
+    done += count;
+  }
+};
+
+// Lines that will be needed one tile later, asked for a few at a time between k-steps: the output lines
+// that this tile will write (their read for ownership from L3 takes 100 ns each, more than computing
+// them) and the weight of the next column pair.
+struct Ahead {
+  char* out = nullptr;
+  int64_t out_stride = 0;  // bytes
+  int rows = 0, row_lines = 0;
+  const int8_t* weight = nullptr;  // its lines for this tile, or NULL
+  int lines_a_step = 0;
+
+  void advance(int row_count) {
+    for (; row_count > 0 && rows > 0; --row_count, --rows, out += out_stride)
+      for (int line = 0; line < row_lines; ++line) __builtin_prefetch(out + line * 64, 1, 3);
+    if (weight == nullptr) return;
+    for (int line = 0; line < lines_a_step; ++line, weight += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(weight), _MM_HINT_T1);
+  }
+};
+
+// Which operand passes through L1 once, and so is loaded without displacing the other.
+enum class Stream { kA, kB };
+
+// A macro, because the intrinsics need the tile's number as a literal.
+#define TT_TILE_LOAD(stream, tile, from)               \
+  do {                                                 \
+    if constexpr (stream) _tile_stream_loadd(tile, from, 64); \
+    else _tile_loadd(tile, from, 64);                  \
+  } while (0)
+
+// acc[32][kPairN] (+)= two row panels times two column panels, over `steps` steps of K
+template <Stream kStream>
+inline void tile_2x2(const int8_t* a, int64_t a_panel, const int8_t* b, int64_t b_panel,
+                     int64_t steps, bool add, int32_t* acc, const Int8Block& s, Pending& pending,
+                     Ahead ahead) {
+  constexpr int64_t kStride = kPairN * 4;
+  constexpr bool kStreamA = kStream == Stream::kA, kStreamB = kStream == Stream::kB;
+  if (add) {
+    _tile_loadd(0, acc, kStride);
+    _tile_loadd(1, acc + 16, kStride);
+    _tile_loadd(2, acc + 16 * kPairN, kStride);
+    _tile_loadd(3, acc + 16 * kPairN + 16, kStride);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  const int rows_a_step = int((kMaxTileM + steps - 1) / steps);
+  for (int64_t k = 0; k < steps; ++k, a += kTileBytes, b += kTileBytes) {
+    TT_TILE_LOAD(kStreamB, 6, b);
+    TT_TILE_LOAD(kStreamA, 4, a);
     _tile_dpbssd(0, 4, 6);
-    _tile_loadd(7, b1 + s * kTileBytes, 64);
+    TT_TILE_LOAD(kStreamB, 7, b + b_panel);
     _tile_dpbssd(1, 4, 7);
-    _tile_loadd(5, a1 + s * kTileBytes, 64);
+    TT_TILE_LOAD(kStreamA, 5, a + a_panel);
     _tile_dpbssd(2, 5, 6);
     _tile_dpbssd(3, 5, 7);
+    ahead.advance(rows_a_step);
+    pending.advance(s, rows_a_step);
   }
-  constexpr int64_t kStride = kMaxTileN * 4;
   _tile_stored(0, acc, kStride);
   _tile_stored(1, acc + 16, kStride);
-  _tile_stored(2, acc + 16 * kMaxTileN, kStride);
-  _tile_stored(3, acc + 16 * kMaxTileN + 16, kStride);
+  _tile_stored(2, acc + 16 * kPairN, kStride);
+  _tile_stored(3, acc + 16 * kPairN + 16, kStride);
 }
 
 // acc[16][kMaxTileN] = one row panel times kNt column panels
@@ -61,21 +122,20 @@ inline void tile_1xn(const int8_t* a, const int8_t* b, int64_t b_panel, int64_t 
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (int64_t s = 0; s < steps; ++s) {
-    const int8_t* bs = b + s * kTileBytes;
-    _tile_loadd(4, a + s * kTileBytes, 64);
-    _tile_loadd(5, bs, 64);
+  for (int64_t k = 0; k < steps; ++k, a += kTileBytes, b += kTileBytes) {
+    _tile_loadd(4, a, 64);
+    TT_TILE_LOAD(true, 5, b);
     _tile_dpbssd(0, 4, 5);
     if constexpr (kNt > 1) {
-      _tile_loadd(6, bs + b_panel, 64);
+      TT_TILE_LOAD(true, 6, b + b_panel);
       _tile_dpbssd(1, 4, 6);
     }
     if constexpr (kNt > 2) {
-      _tile_loadd(7, bs + 2 * b_panel, 64);
+      TT_TILE_LOAD(true, 7, b + 2 * b_panel);
       _tile_dpbssd(2, 4, 7);
     }
     if constexpr (kNt > 3) {
-      _tile_loadd(5, bs + 3 * b_panel, 64);
+      TT_TILE_LOAD(true, 5, b + 3 * b_panel);
       _tile_dpbssd(3, 4, 5);
     }
   }
@@ -86,7 +146,9 @@ inline void tile_1xn(const int8_t* a, const int8_t* b, int64_t b_panel, int64_t 
   if constexpr (kNt > 3) _tile_stored(3, acc + 48, kStride);
 }
 
-void one_panel(const Int8Block& s, int64_t m, int64_t n, int rows, int cols, int32_t* acc) {
+// Rows [m, m + rows) of one row panel by cols <= 64 columns, epilogue included.
+void one_panel(const Int8Block& s, int64_t m, int64_t n, int rows, int cols) {
+  alignas(64) int32_t acc[kMr * kMaxTileN];
   const int64_t b_panel = packed_panel_bytes(s.K), steps = round_up(s.K, kStepK) / kStepK;
   const int8_t* a = static_cast<const int8_t*>(s.a) + m / kMr * s.a_panel_bytes;
   const int8_t* b = s.b + n / kPanelN * b_panel;
@@ -96,8 +158,46 @@ void one_panel(const Int8Block& s, int64_t m, int64_t n, int rows, int cols, int
     case 3: tile_1xn<3>(a, b, b_panel, steps, acc); break;
     default: tile_1xn<4>(a, b, b_panel, steps, acc);
   }
-  s.epilogue(acc, rows, cols, s.a_scale + m, s.b_scale + n, s.bias + n, tile_out(s, m, n),
-             s.out_stride);
+  Pending now{acc, kMaxTileN, rows, cols, 0, m, n};
+  now.advance(s, rows);
+}
+
+// One column pair of panels against all row pairs of the block. K is cut so that the columns' part of
+// the weight (32 columns x kMaxStepsL1 x 64 bytes = 32 KiB) stays in L1 while the activations stream
+// from L2; sums wait in `acc`, one tile a row pair, between the cuts.
+template <Stream kStream>
+void column_pair(const Int8Block& s, int64_t n, int cols, int32_t* acc, Pending& pending) {
+  const int64_t b_panel = packed_panel_bytes(s.K), steps = round_up(s.K, kStepK) / kStepK;
+  const int64_t cuts = (steps + kMaxStepsL1 - 1) / kMaxStepsL1;
+  const int64_t cut = (steps + cuts - 1) / cuts;
+  const int8_t* b = s.b + n / kPanelN * b_panel;
+  // The next pair's 2 * b_panel bytes are contiguous; each tile of this one asks for an equal share.
+  const int8_t* next = n + 2 * kPairN <= s.n_end ? b + 2 * b_panel : nullptr;
+  const int64_t pairs = (s.rows + kMr - 1) / (2 * kMr), tile_steps = pairs * steps;
+  const int lines_a_step = int((2 * b_panel / 64 + tile_steps - 1) / tile_steps);
+  for (int64_t k = 0; k < steps; k += cut) {
+    const int64_t count = steps - k < cut ? steps - k : cut;
+    const bool last = k + count == steps;
+    for (int64_t m = 0, tile = 0; m + kMr < s.rows; m += 2 * kMr, ++tile) {
+      // Sums of several cuts wait, each in its own slot; else two slots alternate, one being computed
+      // while the other's epilogue runs.
+      const int64_t slot = cuts > 1 && s.rows > kMaxTileM ? tile : pending.acc == acc;
+      int32_t* sums = acc + slot * kPairSums;
+      const int8_t* a = static_cast<const int8_t*>(s.a) + m / kMr * s.a_panel_bytes;
+      const int rows = int(s.rows - m < kMaxTileM ? s.rows - m : kMaxTileM);
+      Ahead ahead;
+      if (last) ahead = {tile_out(s, m, n), s.out_stride * s.out_size, rows, s.out_size / 2, nullptr, 0};
+      if (next != nullptr) {
+        ahead.weight = next + (k * pairs + tile * count) * lines_a_step * 64;
+        ahead.lines_a_step = lines_a_step;
+      }
+      tile_2x2<kStream>(a + k * kTileBytes, s.a_panel_bytes, b + k * kTileBytes, b_panel, count, k > 0,
+                        sums, s, pending, ahead);
+      if (!last) continue;
+      pending.advance(s, kMaxTileM);
+      pending = {sums, kPairN, rows, cols, 0, m, n};
+    }
+  }
 }
 
 }  // namespace
@@ -108,26 +208,29 @@ void int8_pack_a_amx(const int8_t* a, int64_t a_stride, int rows, int64_t K, voi
 
 void int8_block_amx(const Int8Block& s) {
   const Tiles tiles;
-  alignas(64) int32_t acc[kMaxTileM * kMaxTileN];
   if (s.rows <= kMr) {
     for_each_tile<kMr, 64>(s, [&](int64_t m, int rows, int64_t n, int cols) {
-      one_panel(s, m, n, rows, cols, acc);
+      one_panel(s, m, n, rows, cols);
     });
     return;
   }
-  const int64_t b_panel = packed_panel_bytes(s.K), steps = round_up(s.K, kStepK) / kStepK;
-  for_each_tile<2 * kMr, 32>(s, [&](int64_t m, int rows, int64_t n, int cols) {
-    if (rows <= kMr || cols <= 16) {
-      one_panel(s, m, n, rows < kMr ? rows : kMr, cols, acc);
-      if (rows > kMr) one_panel(s, m + kMr, n, rows - kMr, cols, acc);
-      return;
+  alignas(64) int32_t acc[kMaxPairs * kPairSums];
+  Pending pending;
+  // With one pair of row panels, those are what is read again for every column.
+  const bool one_pair = s.rows <= 2 * kMr;
+  const int64_t odd_row = s.rows % (2 * kMr) > 0 && s.rows % (2 * kMr) <= kMr ? s.rows / 32 * 32 : -1;
+  for (int64_t n = s.n_begin; n < s.n_end; n += 32) {
+    const int cols = int(s.n_end - n < 32 ? s.n_end - n : 32);
+    if (cols <= 16) {
+      for (int64_t m = 0; m < s.rows; m += kMr)
+        one_panel(s, m, n, int(s.rows - m < kMr ? s.rows - m : kMr), cols);
+      break;
     }
-    const int8_t* a = static_cast<const int8_t*>(s.a) + m / kMr * s.a_panel_bytes;
-    const int8_t* b = s.b + n / kPanelN * b_panel;
-    tile_2x2(a, a + s.a_panel_bytes, b, b + b_panel, steps, acc);
-    s.epilogue(acc, rows, cols, s.a_scale + m, s.b_scale + n, s.bias + n, tile_out(s, m, n),
-               s.out_stride);
-  });
+    one_pair ? column_pair<Stream::kB>(s, n, cols, acc, pending)
+             : column_pair<Stream::kA>(s, n, cols, acc, pending);
+    if (odd_row >= 0) one_panel(s, odd_row, n, int(s.rows - odd_row), cols);
+  }
+  pending.advance(s, kMaxTileM);
 }
 
 }  // namespace trimtab

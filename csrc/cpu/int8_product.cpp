@@ -56,7 +56,7 @@ void plan_tasks(Pass& pass, int threads) {
   const int64_t N = pass.block.N;
   const int64_t tall = pass.kernel->tile_panels;
   int64_t panels = std::max<int64_t>(kBlockBytes / pass.block.a_panel_bytes / tall * tall, tall);
-  panels = std::min(panels, pass.panels);
+  panels = std::min({panels, pass.panels, int64_t(kMaxBlockM) / pass.kernel->mr / tall * tall});
   // Even row blocks: 5 panels as 3 + 2, not 4 + 1.
   pass.m_tasks = (pass.panels + panels - 1) / panels;
   pass.panels_a_task = round_up((pass.panels + pass.m_tasks - 1) / pass.m_tasks, tall);

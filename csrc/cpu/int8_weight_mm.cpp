@@ -149,7 +149,7 @@ tt_status tt_int8_weight_mm(const void* x, tt_dtype x_dtype, int64_t x_stride,
   const int64_t mr = (pass_rows + panels - 1) / panels;
 
   const bool own_bias = epilogue->bias == nullptr || epilogue->bias_dtype != TT_F32;
-  const int64_t x_bytes = round_up(pass_rows * pass.row_floats * 4, 64);
+  const int64_t x_bytes = round_up(pass_rows * pass.row_floats * 4, 64) + 64;  // K may be 0
   char* scratch = static_cast<char*>(thread_scratch(x_bytes + (own_bias ? N * 4 : 0)));
   if (scratch == nullptr) {
     return set_error(TT_OUT_OF_MEMORY, "%s: no memory for %lld bytes of scratch", kOp,

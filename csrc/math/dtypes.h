@@ -90,8 +90,8 @@ TT_INLINE fp16 to_fp16(float x) {
   }
   const uint32_t exponent = mag >> 23;
   if (exponent < 102u) return fp16{static_cast<uint16_t>(sign)};  // < 2^-25, half the smallest
-  const uint32_t mantissa = (mag & 0x7fffffu) | 0x800000u;        // x = mantissa * 2^(exponent-150)
-  const uint32_t shift = 126u - exponent;                         // to units of 2^-24; 14..24
+  const uint32_t mantissa = (mag & 0x7fffffu) | 0x800000u;  // x = mantissa * 2^(exponent-150)
+  const uint32_t shift = 126u - exponent;  // to units of 2^-24; 14..24
   const uint32_t kept = mantissa >> shift;
   const uint32_t rest = mantissa & ((1u << shift) - 1u);
   const uint32_t half = 1u << (shift - 1u);

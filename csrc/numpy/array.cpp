@@ -15,7 +15,7 @@ namespace {
 constexpr const char* kActivations[] = {"none", "relu", "gelu", "gelu_tanh", "silu"};
 
 // NumPy's own numbers for its builtin types.
-constexpr int kNumInt8 = 1, kNumFloat32 = 11, kNumFloat16 = 23;
+constexpr int kNumInt8 = 1, kNumUint16 = 4, kNumFloat32 = 11, kNumFloat16 = 23;
 
 Dtype classify(const py::dtype& dtype) {
   switch (dtype.num()) {
@@ -80,10 +80,10 @@ bool unit_rows(const py::array& memory, int64_t* stride) {
 py::dtype dlpack_dtype(const dlpack::Tensor& tensor, const std::string& where, Dtype* dtype) {
   const int kind = tensor.type_lanes == 1 ? tensor.type_code * 256 + tensor.type_bits : -1;
   switch (kind) {
-    case dlpack::kInt * 256 + 8: *dtype = Dtype::kInt8; return py::dtype("int8");
-    case dlpack::kFloat * 256 + 32: *dtype = Dtype::kFloat32; return py::dtype("float32");
-    case dlpack::kFloat * 256 + 16: *dtype = Dtype::kFloat16; return py::dtype("float16");
-    case dlpack::kBfloat * 256 + 16: *dtype = Dtype::kBfloat16; return py::dtype("uint16");
+    case dlpack::kInt * 256 + 8: *dtype = Dtype::kInt8; return py::dtype(kNumInt8);
+    case dlpack::kFloat * 256 + 32: *dtype = Dtype::kFloat32; return py::dtype(kNumFloat32);
+    case dlpack::kFloat * 256 + 16: *dtype = Dtype::kFloat16; return py::dtype(kNumFloat16);
+    case dlpack::kBfloat * 256 + 16: *dtype = Dtype::kBfloat16; return py::dtype(kNumUint16);
     default: break;
   }
   throw py::type_error(where + " of int8, float32, bfloat16 or float16, got DLPack type code " +
@@ -155,8 +155,8 @@ py::array from_dlpack(py::handle object, const std::string& where, Dtype* dtype)
 }
 
 py::dtype numpy_dtype(const char* op, tt_dtype dtype) {
-  if (dtype == TT_F32) return py::dtype("float32");
-  if (dtype == TT_F16) return py::dtype("float16");
+  if (dtype == TT_F32) return py::dtype(kNumFloat32);
+  if (dtype == TT_F16) return py::dtype(kNumFloat16);
   try {
     return py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16"));
   } catch (py::error_already_set& error) {
@@ -260,7 +260,7 @@ py::array empty_packed(int64_t bytes) {
       TT_INT8_PACK_ALIGNMENT,
       size_t(bytes + TT_INT8_PACK_ALIGNMENT - 1) / TT_INT8_PACK_ALIGNMENT * TT_INT8_PACK_ALIGNMENT);
   if (data == nullptr) throw std::bad_alloc();
-  return py::array(py::dtype("int8"), {bytes}, {1}, data, py::capsule(data, std::free));
+  return py::array(py::dtype(kNumInt8), {bytes}, {1}, data, py::capsule(data, std::free));
 }
 
 void expect_packed(const Array& packed, int64_t N, int64_t K) {

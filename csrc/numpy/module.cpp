@@ -6,9 +6,9 @@
 #include <trimtab/int8_weight_mm.h>
 #include <trimtab/quantize_int8.h>
 
-#include "array.h"
+#include <algorithm>
 
-#pragma weak tt_int8_weight_mm
+#include "array.h"
 
 namespace trimtab {
 namespace {
@@ -40,9 +40,9 @@ py::tuple quantize_int8(py::handle x) {
   const tt_dtype dtype = array.expect_float();
   const Rows rows(array);
   std::vector<py::ssize_t> shape = shape_with_last(array, rows.K);
-  py::array q(py::dtype("int8"), shape);
+  py::array q(py::dtype::of<int8_t>(), shape);
   shape.pop_back();
-  py::array scale(py::dtype("float32"), shape);
+  py::array scale(py::dtype::of<float>(), shape);
   auto* q_data = static_cast<int8_t*>(q.mutable_data());
   auto* scale_data = static_cast<float*>(scale.mutable_data());
   run([&](const tt_parallel* pool) {
@@ -66,7 +66,7 @@ py::array int8_unpack(py::handle packed, int64_t N, int64_t K) {
   }
   const Array array("int8_unpack", "packed", packed);
   expect_packed(array, N, K);
-  py::array b(py::dtype("int8"), std::vector<py::ssize_t>{N, K});
+  py::array b(py::dtype::of<int8_t>(), std::vector<py::ssize_t>{N, K});
   const auto* from = static_cast<const int8_t*>(array.memory.data());
   auto* to = static_cast<int8_t*>(b.mutable_data());
   run([&](const tt_parallel* pool) { return tt_int8_unpack(from, N, K, to, K, pool); });
@@ -120,7 +120,26 @@ py::object int8_linear(py::handle x, py::handle weight, py::handle weight_scale,
   return epilogue.result;
 }
 
-// zero_point [groups, N] int8, or [N] for one group; adjacent.
+// Columns of K that share a scale; checked together with the shape of the scales.
+int64_t take_group_size(const py::object& group_size, int64_t K, const Scale& scale) {
+  const std::string expected = "int8_weight_mm: expected ";
+  const int64_t size =
+      group_size.is_none() ? std::max<int64_t>(K, 1) : py::cast<int64_t>(group_size);
+  if (size < 1) throw py::value_error(expected + "group_size >= 1 or None, got " + number(size));
+  if (size < K && size % 4 != 0) {
+    throw py::value_error(expected + "group_size to be a multiple of 4, or K=" + number(K) +
+                          " or more, got " + number(size));
+  }
+  const int64_t groups = K > 0 ? (K - 1) / size + 1 : 1;
+  if (scale.groups != groups) {
+    throw py::value_error(expected + "weight_scale [groups=" + number(groups) +
+                          ", N] for K=" + number(K) + " and group_size " + number(size) + ", got " +
+                          number(scale.groups) + " groups");
+  }
+  return size;
+}
+
+// zero_point [groups, N] int8, or [N] for one group.
 py::array take_zero_point(py::handle object, const Scale& scale) {
   const Array array("int8_weight_mm", "zero_point", object);
   array.expect_dtype(Dtype::kInt8);
@@ -135,25 +154,15 @@ py::array take_zero_point(py::handle object, const Scale& scale) {
   return adjacent(array.memory);
 }
 
-py::object int8_weight_mm(py::handle x, py::handle weight, py::handle weight_scale, py::handle bias,
-                          py::object group, py::handle zero_point, const std::string& activation,
-                          py::handle out_dtype, py::handle out) {
+py::object int8_weight_mm(py::handle x, py::handle weight, py::handle weight_scale,
+                          py::handle zero_point, py::handle bias, const py::object& group_size,
+                          const std::string& activation, py::handle out_dtype, py::handle out) {
   constexpr const char* op = "int8_weight_mm";
   const Array array(op, "x", x);
   const tt_dtype dtype = array.expect_float();
   const Rows rows(array);
   const Scale scale(op, "weight_scale", weight_scale, true);
-  const int64_t columns = group.is_none() ? rows.K : py::cast<int64_t>(group);
-  const int64_t groups = columns > 0 ? (rows.K + columns - 1) / columns : 1;
-  if (columns < 0 || (columns < rows.K && (columns == 0 || columns % 4 != 0))) {
-    throw py::value_error("int8_weight_mm: expected group as a positive multiple of 4, or K=" +
-                          number(rows.K) + ", got " + number(columns));
-  }
-  if (scale.groups != std::max<int64_t>(groups, 1)) {
-    throw py::value_error("int8_weight_mm: expected weight_scale [groups=" + number(groups) +
-                          ", N] for K=" + number(rows.K) + " in groups of " + number(columns) +
-                          ", got " + number(scale.groups) + " groups");
-  }
+  const int64_t group = take_group_size(group_size, rows.K, scale);
   py::array zero;
   if (!zero_point.is_none()) zero = take_zero_point(zero_point, scale);
   const Epilogue epilogue(op, scale, bias, activation, out_dtype, out, dtype,
@@ -163,8 +172,8 @@ py::object int8_weight_mm(py::handle x, py::handle weight, py::handle weight_sca
   epilogue.expect_no_alias("weight", packed.memory);
   const auto* zero_data = zero_point.is_none() ? nullptr : static_cast<const int8_t*>(zero.data());
   run([&](const tt_parallel* pool) {
-    return tt_int8_weight_mm(rows.data, dtype, rows.stride, packed.data(), columns, zero_data,
-                             rows.M, scale.N, rows.K, &epilogue.values, pool);
+    return tt_int8_weight_mm(rows.data, dtype, rows.stride, packed.data(), group, zero_data, rows.M,
+                             scale.N, rows.K, &epilogue.values, pool);
   });
   return epilogue.result;
 }

@@ -18,16 +18,16 @@ void check_ints(const char* op, const char* name, const Ints& values, size_t cou
   for (const int64_t value : values) good = good && value >= least;
   std::string text;
   for (size_t i = 0; i < values.size(); ++i) text += (i ? ", " : "") + std::to_string(values[i]);
-  STD_TORCH_CHECK(good, op, ": expected ", name, " of ", count, " integers >= ", least, ", got [", text,
+  TT_CHECK(good, op, ": expected ", name, " of ", count, " integers >= ", least, ", got [", text,
                   "]");
 }
 
 tt_conv2d weight_shape(const char* op, int64_t O, int64_t C, int64_t kernel_h, int64_t kernel_w,
                        int64_t groups) {
-  STD_TORCH_CHECK(O > 0 && C > 0 && kernel_h > 0 && kernel_w > 0, op,
+  TT_CHECK(O > 0 && C > 0 && kernel_h > 0 && kernel_w > 0, op,
                   ": expected channels and kernel sizes >= 1, got out ", O, ", in ", C, ", kernel ",
                   kernel_h, "x", kernel_w);
-  STD_TORCH_CHECK(groups > 0 && C % groups == 0 && O % groups == 0, op,
+  TT_CHECK(groups > 0 && C % groups == 0 && O % groups == 0, op,
                   ": expected groups that divide ", C, " input and ", O, " output channels, got ",
                   groups);
   return {0, C, 0, 0, O, groups, kernel_h, kernel_w, 1, 1, 0, 0, 0, 0, 1, 1};
@@ -52,7 +52,7 @@ Tensor pack(const tt_conv2d& shape, const Tensor& weight) {
 void check_packed(const char* op, const tt_conv2d& shape, const Tensor& packed) {
   check_tensor(op, "a packed weight", packed, ScalarType::Char, 1);
   const int64_t bytes = tt_int8_conv2d_packed_size(&shape);
-  STD_TORCH_CHECK(packed.numel() == bytes && packed.is_contiguous(), op,
+  TT_CHECK(packed.numel() == bytes && packed.is_contiguous(), op,
                   ": expected a contiguous packed weight of ", bytes,
                   " bytes (from int8_conv2d_pack), got ", describe(packed));
 }
@@ -99,8 +99,8 @@ struct ConvArgs {
            const Ints& padding, const Ints& dilation, int64_t groups, int64_t activation)
       : x(x_any), packed(weight), dtype(float_dtype(kOp, "x", x_any)),
         epilogue(kOp, "weight_scale", weight_scale, bias, activation) {
-    STD_TORCH_CHECK(x.dim() == 4, kOp, ": expected x [B, C, H, W], got ", describe(x));
-    STD_TORCH_CHECK(x.is_cpu() && weight.is_cpu(), kOp, ": expected x and weight on the CPU");
+    TT_CHECK(x.dim() == 4, kOp, ": expected x [B, C, H, W], got ", describe(x));
+    TT_CHECK(x.is_cpu() && weight.is_cpu(), kOp, ": expected x and weight on the CPU");
     check_ints(kOp, "kernel_size", kernel_size, 2, 1);
     check_ints(kOp, "stride", stride, 2, 1);
     check_ints(kOp, "padding", padding, 4, 0);
@@ -112,7 +112,7 @@ struct ConvArgs {
     shape.pad_top = padding[0], shape.pad_bottom = padding[1];
     shape.pad_left = padding[2], shape.pad_right = padding[3];
     shape.dilation_h = dilation[0], shape.dilation_w = dilation[1];
-    STD_TORCH_CHECK(tt_conv2d_out_height(&shape) > 0 && tt_conv2d_out_width(&shape) > 0, kOp,
+    TT_CHECK(tt_conv2d_out_height(&shape) > 0 && tt_conv2d_out_width(&shape) > 0, kOp,
                     ": expected a kernel no larger than the padded image, got kernel ", kernel_size[0],
                     "x", kernel_size[1], " with dilation ", dilation[0], "x", dilation[1], " on ",
                     n[2] + padding[0] + padding[1], "x", n[3] + padding[2] + padding[3]);
@@ -131,7 +131,7 @@ struct ConvArgs {
     const int64_t wanted[] = {shape.out_channels, shape.channels / shape.groups, shape.kernel_h,
                               shape.kernel_w};
     for (int d = 0; d < 4; ++d) {
-      STD_TORCH_CHECK(weight.sizes()[d] == wanted[d], kOp, ": expected weight [O=", wanted[0],
+      TT_CHECK(weight.sizes()[d] == wanted[d], kOp, ": expected weight [O=", wanted[0],
                       ", C/groups=", wanted[1], ", ", wanted[2], ", ", wanted[3],
                       "] int8 or its packed form, got ", describe(weight));
     }
@@ -185,7 +185,7 @@ void int8_conv2d_out(const Tensor& x, const Tensor& weight, const Tensor& weight
   const bool last = out.dim() == 4 && is_channels_last(out);
   if (!last) check_out(kOp, "out", out, out.scalar_type(), sizes.data(), 4);
   for (int d = 0; d < 4; ++d) {
-    STD_TORCH_CHECK(out.sizes()[d] == sizes[size_t(d)], kOp, ": expected out [", sizes[0], ", ",
+    TT_CHECK(out.sizes()[d] == sizes[size_t(d)], kOp, ": expected out [", sizes[0], ", ",
                     sizes[1], ", ", sizes[2], ", ", sizes[3], "], got ", describe(out));
   }
   args.run(out, last);

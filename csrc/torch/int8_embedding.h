@@ -17,7 +17,7 @@ struct EmbeddingArgs {
     index_size = check_index(op, "indices", indices);
     check_tensor(op, "weight", weight, ScalarType::Char, 2);
     check_tensor(op, "weight_scale", scale, ScalarType::Float, 1);
-    STD_TORCH_CHECK(scale.numel() == weight.sizes()[0], op, ": expected weight_scale [V=",
+    TT_CHECK(scale.numel() == weight.sizes()[0], op, ": expected weight_scale [V=",
                     weight.sizes()[0], "], got ", describe(scale));
     indices = torch::stable::contiguous(indices);
     weight = torch::stable::contiguous(weight);
@@ -29,9 +29,9 @@ struct EmbeddingArgs {
   // Bytes of an index; throws unless the tensor is int32 or int64 on the CPU.
   static int32_t check_index(const char* op, const char* name, const Tensor& tensor) {
     const bool is_int = tensor.scalar_type() == ScalarType::Int;
-    STD_TORCH_CHECK(is_int || tensor.scalar_type() == ScalarType::Long, op, ": expected ", name,
+    TT_CHECK(is_int || tensor.scalar_type() == ScalarType::Long, op, ": expected ", name,
                     " of int32 or int64, got ", describe(tensor));
-    STD_TORCH_CHECK(tensor.is_cpu(), op, ": expected ", name, " on the CPU, like the others");
+    TT_CHECK(tensor.is_cpu(), op, ": expected ", name, " on the CPU, like the others");
     return is_int ? 4 : 8;
   }
 };

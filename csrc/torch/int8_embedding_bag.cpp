@@ -16,10 +16,10 @@ struct BagArgs {
           const std::optional<Tensor>& weights_or_none, int64_t padding_index,
           bool include_last_offset)
       : table(kOp, indices, weight, weight_scale) {
-    STD_TORCH_CHECK(indices.dim() == (offsets_or_none ? 1 : 2), kOp,
+    TT_CHECK(indices.dim() == (offsets_or_none ? 1 : 2), kOp,
                     ": expected indices [n] with offsets or [bags, n] without, got ",
                     describe(indices), offsets_or_none ? " with offsets" : " without");
-    STD_TORCH_CHECK(padding_index >= -1 && padding_index < table.table.rows, kOp,
+    TT_CHECK(padding_index >= -1 && padding_index < table.table.rows, kOp,
                     ": expected padding_idx in [-1, ", table.table.rows, "), got ", padding_index);
     bags.indices = table.indices.const_data_ptr();
     bags.index_size = table.index_size;
@@ -32,10 +32,10 @@ struct BagArgs {
   }
 
   void take_offsets(const Tensor& tensor, bool include_last_offset) {
-    STD_TORCH_CHECK(tensor.dim() == 1 && tensor.scalar_type() == table.indices.scalar_type(), kOp,
+    TT_CHECK(tensor.dim() == 1 && tensor.scalar_type() == table.indices.scalar_type(), kOp,
                     ": expected 1-D offsets of the indices' dtype, got ", describe(tensor));
     EmbeddingArgs::check_index(kOp, "offsets", tensor);
-    STD_TORCH_CHECK(!include_last_offset || tensor.numel() > 0, kOp,
+    TT_CHECK(!include_last_offset || tensor.numel() > 0, kOp,
                     ": expected at least one offset with include_last_offset");
     offsets = torch::stable::contiguous(tensor);
     bags.offset_count = offsets->numel();
@@ -43,13 +43,13 @@ struct BagArgs {
     // An empty tensor has no address, but there are offsets: none.
     static const int64_t none = 0;
     bags.offsets = bags.offset_count > 0 ? offsets->const_data_ptr() : &none;
-    STD_TORCH_CHECK(bags.bags > 0 || bags.count == 0, kOp, ": expected no indices for no bags, got ",
+    TT_CHECK(bags.bags > 0 || bags.count == 0, kOp, ": expected no indices for no bags, got ",
                     bags.count);
   }
 
   void take_weights(const Tensor& tensor, const Tensor& indices) {
     check_tensor(kOp, "per_sample_weights", tensor, ScalarType::Float, indices.dim());
-    STD_TORCH_CHECK(tensor.numel() == indices.numel() && tensor.sizes()[0] == indices.sizes()[0], kOp,
+    TT_CHECK(tensor.numel() == indices.numel() && tensor.sizes()[0] == indices.sizes()[0], kOp,
                     ": expected per_sample_weights of the indices' sizes, ", describe(indices),
                     ", got ", describe(tensor));
     weights = torch::stable::contiguous(tensor);

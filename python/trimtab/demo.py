@@ -78,7 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     missing = [pip for name, pip in PACKAGES.items() if not importable(name)]
     if missing:
-        print(f"trimtab demo: not installed: {', '.join(missing)}. Get them with\n\n{INSTALL}", file=sys.stderr)
+        print(
+            f"trimtab demo: not installed: {', '.join(missing)}. Get them with\n\n{INSTALL}",
+            file=sys.stderr,
+        )
         return 2
     try:
         result = run(options)
@@ -109,7 +112,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=positive, default=128, help="tokens a text (128)")
     parser.add_argument("--rounds", type=positive, default=10, help="timed rounds (10)")
     parser.add_argument("--threads", type=positive, help="CPU threads (torch's choice)")
-    parser.add_argument("--html", default="trimtab-demo.html", help="the page to write (%(default)s)")
+    parser.add_argument(
+        "--html", default="trimtab-demo.html", help="the page to write (%(default)s)"
+    )
     parser.add_argument("--json", help="also write the figures as JSON")
     options = parser.parse_args(arguments)
     if options.tokens > MAX_TOKENS:

@@ -34,12 +34,16 @@ def table(result: Result) -> str:
     cells += [[show(row) for _, _, show in COLUMNS] for row in result.rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
     lines = [
-        "  ".join(f"{text:{align}{width}}" for text, width, (_, align, _) in zip(line, widths, COLUMNS))
+        "  ".join(
+            f"{text:{align}{width}}" for text, width, (_, align, _) in zip(line, widths, COLUMNS)
+        )
         for line in cells
     ]
     lines.insert(1, "-" * len(lines[0]))
     about = f"{result.environment['machine']}; median of {result.rounds} interleaved rounds"
-    note = "cos: cosine to the fp32 embedding; same nearest: texts whose nearest other text is fp32's"
+    note = (
+        "cos: cosine to the fp32 embedding; same nearest: texts whose nearest other text is fp32's"
+    )
     return "\n".join(["", f"{title(result)} ({about})", "", *lines, "", note, ""])
 
 
@@ -54,7 +58,9 @@ def page(result: Result) -> str:
         f"{fastest.cosine_min:.4f} to fp32's."
     )
     charts = [
-        bars(result, "Time of a batch, ms (less is better)", lambda r: r.milliseconds, "{:.0f}", True),
+        bars(
+            result, "Time of a batch, ms (less is better)", lambda r: r.milliseconds, "{:.0f}", True
+        ),
         bars(result, "Weights resident in memory, MB", lambda r: r.weight_bytes / 1e6, "{:.1f}"),
         dots(result),
     ]
@@ -78,7 +84,8 @@ figure {{ margin: 1.5rem 0; }}
 svg {{ width: 100%; height: auto; font: 14px system-ui, sans-serif; }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .3rem .7rem; text-align: right; border-bottom: 1px solid {GRID}; white-space: nowrap; }}
+th, td {{ padding: .3rem .7rem; text-align: right; border-bottom: 1px solid {GRID};
+  white-space: nowrap; }}
 th:first-child, td:first-child {{ text-align: left; }}
 footer {{ margin-top: 2rem; font-size: .8rem; color: #5b6b7c; }}
 </style>
@@ -163,7 +170,9 @@ def dots(result: Result) -> str:
     for i, row in enumerate(result.rows):
         y = middle(i)
         least, mean = (LEFT + (c - low) * scale for c in (row.cosine_min, row.cosine_mean))
-        marks.append(f'<path d="M{least:.1f} {y}H{mean:.1f}" stroke="{color(row)}" stroke-width="3"/>')
+        marks.append(
+            f'<path d="M{least:.1f} {y}H{mean:.1f}" stroke="{color(row)}" stroke-width="3"/>'
+        )
         marks.append(f'<circle cx="{mean:.1f}" cy="{y}" r="5" fill="{color(row)}"/>')
         marks.append(
             f'<circle cx="{least:.1f}" cy="{y}" r="5" fill="#fff" stroke="{color(row)}" '

@@ -40,6 +40,7 @@ class Row:
         calls: how often ``example_inputs`` called it; None without example_inputs.
         us_before, us_after: microseconds of all these calls, fused activation included; measured
             for a rejected candidate as well, None where nothing was measured.
+        one_thread: these are CPU time of a single thread, as other processes kept the cores busy.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Row:
     calls: int | None = None
     us_before: float | None = None
     us_after: float | None = None
+    one_thread: bool = False
     also: tuple[str, ...] = ()
 
     def leave(self, reason: str) -> None:
@@ -126,7 +128,8 @@ class SwapReport:
 
     def __getitem__(self, name: str) -> Row:
         """The row of a qualified name, any of them if the module has several."""
-        for row in self.rows:
+        # A shared activation that is fused in one of its places has a row of its own for that place.
+        for row in [row for row in self.rows if row.name == name] or self.rows:
             if name == row.name or name in row.also:
                 return row
         raise KeyError(f"SwapReport: no module called {name!r}")
@@ -205,13 +208,15 @@ class SwapReport:
             slow, fast = sum(b for b, _ in times), sum(a for _, a in times)
             total += f"; their calls {slow:,.0f} -> {fast:,.0f} µs ({slow / fast:.2f}x faster)"
         lines.append(total)
+        if any(row.one_thread for row in self.rows):
+            lines.append("* CPU time of one thread, as other processes kept the cores busy")
         return lines + ([f"({self._gone})"] if self._gone else [])
 
 
 def _cells(row: Row, measured: bool) -> list[str]:
     times = ""
     if row.us_before is not None and row.us_after is not None:
-        times = f"{row.us_before:,.1f} -> {row.us_after:,.1f}"
+        times = f"{row.us_before:,.1f} -> {row.us_after:,.1f}{'*' * row.one_thread}"
     size = f"{row.bytes_before:,}"
     if row.bytes_after != row.bytes_before:
         size += f" -> {row.bytes_after:,}"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,9 +23,10 @@ from .report import (
     revert_all,
     tensor_bytes,
 )
+from .swap_candidate import Candidate, Chosen, build, layer_problem, patches_of
 from .swap_fuse import EncoderPatch, Fusion, encoder_patches, find_fusion
-from .swap_measure import MARGIN, Call, Capture, compare
-from .swap_rules import KINDS, FilterFn, Survey, kind_of, why_not
+from .swap_measure import MARGIN, Call, Capture, Timing, compare
+from .swap_rules import KINDS, FilterFn, Survey, by_torch_quantized, kind_of, why_not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +36,22 @@ class Int8:
     Attributes:
         weight_only: False quantizes each row of the input as well and multiplies in int8; True keeps
             the input in floating point.
+        bits: of an affine weight, 2 to 8; with weight_only, where the layer has it.
+        group_size: inputs of an output channel that share a scale; None for all of them.
     """
 
     weight_only: bool = False
+    bits: int = 8
+    group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise ValueError(f"Int8: expected bits in 2..8, got {self.bits}")
+        if not self.weight_only and (self.bits != 8 or self.group_size is not None):
+            raise ValueError(
+                "Int8: expected weight_only=True with bits or group_size, got weight_only=False, "
+                f"bits={self.bits}, group_size={self.group_size}"
+            )
 
     def options(self) -> dict[str, Any]:
         """What differs from the default, as keyword arguments of a layer's from_float."""
@@ -47,32 +59,6 @@ class Int8:
         return {
             name: getattr(self, name) for name, default in fields if getattr(self, name) != default
         }
-
-
-@dataclasses.dataclass
-class _Candidate:
-    module: nn.Module
-    name: str
-    row: Row
-    fusion: Fusion | None
-    replacement: nn.Module
-
-    def before(self, args: tuple, kwargs: dict[str, Any]) -> Callable[[], Any]:
-        module, act = self.module, self.fusion.act if self.fusion else None
-        if act is None:
-            return lambda: module(*args, **kwargs)
-        return lambda: act(module(*args, **kwargs))
-
-    def after(self, args: tuple, kwargs: dict[str, Any]) -> Callable[[], Any]:
-        replacement = self.replacement
-        return lambda: replacement(*args, **kwargs)
-
-    def likeness(self) -> tuple:
-        """Equal for candidates that cost the same on the same input."""
-        act = self.fusion.activation if self.fusion else ""
-        tensors = [self.module._parameters.get(key) for key in ("weight", "bias")]
-        kinds = tuple(None if t is None else (str(t.dtype), str(t.device)) for t in tensors)
-        return (type(self.module), self.module.extra_repr(), kinds, act)
 
 
 def swap_(
@@ -87,7 +73,7 @@ def swap_(
     Works in place on instances, never on classes, and leaves alone what it could break: tied,
     parametrized, hooked, sharded, meta or lazy weights, subclasses with a forward of their own,
     weights that are read by a parent instead of the module being called. The report has the reason of
-    each. A Linear whose output goes straight into ReLU, GELU or SiLU computes that as well.
+    each. A Linear or Conv2d whose output goes straight into ReLU, GELU or SiLU computes that as well.
 
     Where a nn.TransformerEncoderLayer gets an int8 Linear, its fused inference path is turned off on
     that instance, as it would bypass the Linear; a nn.TransformerEncoder then computes padded tokens
@@ -121,11 +107,11 @@ def swap_(
     if example_inputs is not None:
         capture = _run_example(survey, chosen, fusions, example_inputs)
         chosen = _keep_reached(chosen, fusions, capture)
-    candidates = _build(chosen, fusions, config)
+    candidates = build(chosen, fusions, config.options())
     if capture is not None:
         candidates = _keep_winners(candidates, capture)
         candidates = _keep_winning_encoders(candidates, survey, capture)
-    patches = _patches(candidates, survey)
+    patches = patches_of(candidates, survey)
     units = encoder_patches(survey, {id(c.module) for c in candidates})
     patches += [patch for unit in units for patch in unit.patches]
     _note(candidates, units, rows)
@@ -151,33 +137,38 @@ def _check(model: Any, config: Any, filter_fn: Any) -> None:
         )
 
 
-_Chosen = list[tuple[nn.Module, str, Row]]
-
-
 def _select(
     survey: Survey, config: Int8, filter_fn: FilterFn | None, measured: bool
-) -> tuple[dict[str, Row], _Chosen]:
+) -> tuple[dict[str, Row], Chosen]:
     """A row for each leaf and each module with parameters of its own; which of them may change."""
     rows: dict[str, Row] = {}
-    chosen: _Chosen = []
+    chosen: Chosen = []
     for name, module in survey.modules.items():
-        own = [t for t in module._parameters.values() if t is not None]
-        if any(child is not None for child in module._modules.values()) and not own:
-            if kind_of(module) is None:
-                continue
+        if not _has_row(module):
+            continue
         row = rows[name] = _row(name, module, survey)
         row.reason = why_not(module, name, survey, filter_fn, measured)
         if not row.reason and (base := kind_of(module)) is not None:
-            row.reason = _layer_problem(KINDS[base], config)
+            row.reason = layer_problem(KINDS[base], config.options())
         if not row.reason:
             chosen.append((module, name, row))
     return rows, chosen
 
 
+def _has_row(module: nn.Module) -> bool:
+    """Leaves, what holds parameters of its own, and what would be a leaf if not parametrized."""
+    return (
+        all(child is None for child in module._modules.values())
+        or any(parameter is not None for parameter in module._parameters.values())
+        or kind_of(module) is not None
+        or by_torch_quantized(module)
+    )
+
+
 def _row(name: str, module: nn.Module, survey: Survey) -> Row:
-    weight = module._parameters.get("weight")
-    own = [t for t in module._parameters.values() if t is not None]
-    told = weight if weight is not None else (own[0] if own else None)
+    # items(), as a TorchScript module has no real dict there.
+    own = {key: t for key, t in module._parameters.items() if t is not None}
+    told = own.get("weight", next(iter(own.values()), None))
     shape = () if told is None or nn.parameter.is_lazy(told) else tuple(told.shape)
     size = tensor_bytes([module])
     names = [place.name for place in survey.places[id(module)]]
@@ -187,26 +178,8 @@ def _row(name: str, module: nn.Module, survey: Survey) -> Row:
     )
 
 
-def _layer(kind: str) -> Any:
-    from . import nn as layers
-
-    return getattr(layers, kind, None)
-
-
-def _layer_problem(kind: str, config: Int8) -> str:
-    """Why a kind of layer cannot be had with this configuration; empty if it can."""
-    layer = _layer(kind)
-    if layer is None:
-        return f"no {kind} in this version"
-    unknown = set(config.options()) - set(inspect.signature(layer.from_float).parameters)
-    # An embedding multiplies nothing: its weight is all there is to quantize.
-    if "Embedding" in kind:
-        unknown.discard("weight_only")
-    return f"{kind} has no {', '.join(sorted(unknown))}" if unknown else ""
-
-
 def _run_example(
-    survey: Survey, chosen: _Chosen, fusions: dict[int, Fusion], example_inputs: Any
+    survey: Survey, chosen: Chosen, fusions: dict[int, Fusion], example_inputs: Any
 ) -> Capture:
     for name, module in survey.modules.items():
         if (
@@ -224,7 +197,7 @@ def _run_example(
     return capture
 
 
-def _keep_reached(chosen: _Chosen, fusions: dict[int, Fusion], capture: Capture) -> _Chosen:
+def _keep_reached(chosen: Chosen, fusions: dict[int, Fusion], capture: Capture) -> Chosen:
     kept = []
     for module, name, row in chosen:
         if not capture.reached(module):
@@ -238,58 +211,13 @@ def _keep_reached(chosen: _Chosen, fusions: dict[int, Fusion], capture: Capture)
     return kept
 
 
-def _build(chosen: _Chosen, fusions: dict[int, Fusion], config: Int8) -> list[_Candidate]:
-    candidates = []
-    with progress(len(chosen), "quantizing") as bar:
-        for module, name, row in chosen:
-            candidate = _quantized(module, name, row, fusions.get(id(module)), config)
-            if candidate is not None:
-                candidates.append(candidate)
-            bar.advance(name)
-    return candidates
-
-
-def _quantized(
-    module: nn.Module, name: str, row: Row, fusion: Fusion | None, config: Int8
-) -> _Candidate | None:
-    base = kind_of(module)
-    assert base is not None
-    layer = _layer(KINDS[base])
-    options = config.options()
-    if "Embedding" in KINDS[base]:
-        options.pop("weight_only", None)
-    if fusion is not None:
-        options["activation"] = fusion.activation
-    replacement = layer.from_float(module, **options)
-    row.bytes_after = tensor_bytes([replacement])
-    sqnr_db = _sqnr_db(module, replacement)
-    if math.isnan(sqnr_db):
-        row.leave("weight has NaN or Inf")
-        return None
-    row.sqnr_db = sqnr_db
-    return _Candidate(module, name, row, fusion, replacement)
-
-
-def _sqnr_db(module: nn.Module, replacement: nn.Module) -> float:
-    """10 log10(sum w^2 / sum (w - w_int8)^2) of the weight; NaN if the weight has NaN or Inf."""
-    weight: Any = module._parameters["weight"]
-    weight = weight.detach().to(torch.float32)
-    stands_for: Any = replacement.weight
-    error = weight - stands_for.reshape(weight.shape).to(torch.float32)
-    norm = torch.linalg.vector_norm
-    signal, noise = (float(norm(t, dtype=torch.float64)) for t in (weight, error))
-    if noise == 0:
-        return math.inf
-    return 20 * math.log10(signal / noise) if signal and noise < math.inf else math.nan
-
-
-def _keep_winners(candidates: list[_Candidate], capture: Capture) -> list[_Candidate]:
+def _keep_winners(candidates: list[Candidate], capture: Capture) -> list[Candidate]:
     """Measures each distinct layer on each distinct input, and leaves the losers alone."""
-    groups: dict[tuple, list[_Candidate]] = defaultdict(list)
+    groups: dict[tuple, list[Candidate]] = defaultdict(list)
     for candidate in candidates:
         for key in capture.counts[id(candidate.module)]:
             groups[(candidate.likeness(), key)].append(candidate)
-    times: dict[tuple, tuple[float, float]] = {}
+    times: dict[tuple, Timing] = {}
     with progress(len(groups), "measuring") as bar:
         for (likeness, key), group in groups.items():
             times[likeness, key] = _time(group, capture.calls[key])
@@ -298,8 +226,9 @@ def _keep_winners(candidates: list[_Candidate], capture: Capture) -> list[_Candi
     for candidate in candidates:
         before = after = 0.0
         for key, count in capture.counts[id(candidate.module)].items():
-            one_before, one_after = times[candidate.likeness(), key]
-            before, after = before + count * one_before, after + count * one_after
+            time = times[candidate.likeness(), key]
+            before, after = before + count * time.before, after + count * time.after
+            candidate.row.one_thread |= time.one_thread
         candidate.row.us_before, candidate.row.us_after = before, after
         if after <= MARGIN * before:
             kept.append(candidate)
@@ -308,20 +237,17 @@ def _keep_winners(candidates: list[_Candidate], capture: Capture) -> list[_Candi
     return kept
 
 
-def _time(group: Sequence[_Candidate], call: Call) -> tuple[float, float]:
+def _time(group: Sequence[Candidate], call: Call) -> Timing:
     args, kwargs = call.arguments()
     cuda = any(isinstance(x, Tensor) and x.device.type == "cuda" for x in args)
     with torch.no_grad(), call.context():
-        return compare(
-            [one.before(args, kwargs) for one in group],
-            [one.after(args, kwargs) for one in group],
-            cuda,
-        )
+        before = [one.before(args, kwargs) for one in group]
+        return Timing(*compare(before, [one.after(args, kwargs) for one in group], cuda))
 
 
 def _keep_winning_encoders(
-    candidates: list[_Candidate], survey: Survey, capture: Capture
-) -> list[_Candidate]:
+    candidates: list[Candidate], survey: Survey, capture: Capture
+) -> list[Candidate]:
     """Measures each encoder as a whole, since its Linears run without its fused inference path."""
     lost: dict[int, str] = {}
     for unit in encoder_patches(survey, {id(c.module) for c in candidates}):
@@ -330,7 +256,7 @@ def _keep_winning_encoders(
             continue
         members = {id(module) for module in unit.members}
         inside = [c for c in candidates if id(c.module) in members]
-        before, after = _time_encoder(unit, _patches(inside, survey) + unit.patches, call)
+        before, after, _ = _time_encoder(unit, patches_of(inside, survey) + unit.patches, call)
         if after > MARGIN * before:
             for module in unit.members:
                 lost[id(module)] = (
@@ -343,7 +269,7 @@ def _keep_winning_encoders(
     return [candidate for candidate in candidates if id(candidate.module) not in lost]
 
 
-def _time_encoder(unit: EncoderPatch, patches: list[Patch], call: Call) -> tuple[float, float]:
+def _time_encoder(unit: EncoderPatch, patches: list[Patch], call: Call) -> Timing:
     args, kwargs = call.arguments()
     cuda = any(isinstance(x, Tensor) and x.device.type == "cuda" for x in args)
 
@@ -358,19 +284,7 @@ def _time_encoder(unit: EncoderPatch, patches: list[Patch], call: Call) -> tuple
             revert_all(patches)
 
     with torch.random.fork_rng(), torch.no_grad(), call.context():
-        return compare([before], [after], cuda)
-
-
-def _patches(candidates: Sequence[_Candidate], survey: Survey) -> list[Patch]:
-    patches = []
-    for candidate in candidates:
-        for place in survey.places[id(candidate.module)]:
-            patches.append(
-                Patch(place.parent, place.key, candidate.module, candidate.replacement, place.name)
-            )
-        if candidate.fusion is not None:
-            patches.append(candidate.fusion.patch())
-    return patches
+        return Timing(*compare([before], [after], cuda))
 
 
 def _in_order(rows: dict[str, Row], survey: Survey) -> list[Row]:
@@ -380,7 +294,7 @@ def _in_order(rows: dict[str, Row], survey: Survey) -> list[Row]:
     return [rows[name] for name in sorted(rows, key=lambda name: parent[name])]
 
 
-def _note(candidates: list[_Candidate], units: list[EncoderPatch], rows: dict[str, Row]) -> None:
+def _note(candidates: list[Candidate], units: list[EncoderPatch], rows: dict[str, Row]) -> None:
     """Writes what happened into the rows."""
     for candidate in candidates:
         row, fusion = candidate.row, candidate.fusion

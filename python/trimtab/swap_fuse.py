@@ -73,16 +73,14 @@ class Fusion:
 
 
 def find_fusion(module: nn.Module, survey: Survey) -> Fusion | None:
-    """The activation that takes all of a Linear's output and nothing else sees; None if there is none.
+    """The activation that takes all of a Linear's or Conv2d's output; None if there is none.
 
     nn.Sequential neighbours, and attributes of any class whose source calls the one on the other's
     result and uses neither elsewhere.
     """
     places = survey.places[id(module)]
-    if type(module) is not nn.Linear and not isinstance(module, nn.Linear):
-        return None
-    if len(places) != 1:
-        # Another place might be followed by something else.
+    # In another place it might be followed by something else.
+    if not isinstance(module, nn.Linear | nn.Conv2d) or len(places) != 1:
         return None
     place = places[0]
     key = _next_in_sequence(place) or _next_in_source(place)

@@ -28,8 +28,11 @@ KINDS: dict[type[nn.Module], str] = {
 # Without example_inputs nothing is measured, so layers that could lose stay. On a 2-core AMX Xeon
 # Int8Linear beat nn.Linear from 16x16 on at 1 to 64 rows, but at 256 rows it lost where a side of the
 # weight is below 16 (8 x 1024: 1.6x slower; 1024 x 8: even), since quantizing a row of x is then not
-# repaid by the product. Below 4096 weights there are at most 12 KB to save, whatever the speed.
+# repaid by the product. Of convolutions only those with few outputs a group lost (depthwise 7x7: 1.5x
+# slower, 16 outputs a group: 1.1x). Below 4096 weights there are at most 12 KB to save, whatever the
+# speed.
 MIN_SIDE = 16
+MIN_GROUP_OUTPUTS = 32
 MIN_WEIGHTS = 4096
 
 # Modules whose insides must not be exchanged once they are wrapped.
@@ -173,15 +176,24 @@ def why_not(
 
 
 def _no_form(module: nn.Module) -> str:
+    if by_torch_quantized(module):
+        return "quantized by torch already"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "a TorchScript module, which is compiled already"
     if any(tensor is not None for tensor in module._parameters.values()):
         if isinstance(module, nn.MultiheadAttention):
             return (
                 "MultiheadAttention reads its projections as weights and calls no module for them"
             )
         return f"no int8 form of {type(module).__name__}"
-    if ".quantized" in type(module).__module__:
-        return "quantized by torch already"
     return NO_WEIGHTS
+
+
+def by_torch_quantized(module: nn.Module) -> bool:
+    return (
+        type(module).__module__.startswith("torch.ao.nn.")
+        and "quantized" in type(module).__module__
+    )
 
 
 def _unlike(module: nn.Module, base: type[nn.Module]) -> str:
@@ -248,12 +260,8 @@ def _weight_problem(module: nn.Module, base: type[nn.Module]) -> str:
 def _settings_problem(module: nn.Module) -> str:
     if getattr(module, "max_norm", None) is not None:
         return "max_norm rewrites its weight at each call"
-    if getattr(module, "sparse", False):
-        return "sparse=True: its weight is trained"
     if isinstance(module, nn.EmbeddingBag) and module.mode == "max":
         return "no int8 form of mode='max'"
-    if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
-        return f"no int8 form of padding_mode={module.padding_mode!r}"
     return ""
 
 
@@ -266,7 +274,10 @@ def _read_not_called(module: nn.Module, survey: Survey) -> str:
             continue
         cls: type = type(place.parent)
         if place.key in weight_reads(cls):
-            return f"{cls.__name__} reads this weight itself, so that a swap would be bypassed"
+            return (
+                f"{cls.__name__} reads this weight itself: a swap would be bypassed, or the weight "
+                "dequantized at each call"
+            )
     return ""
 
 
@@ -281,4 +292,8 @@ def _too_small(module: nn.Module, base: type[nn.Module]) -> str:
             f"too small: a side of {shape} is below {MIN_SIDE}, where quantizing the input costs "
             "more than the product saves"
         )
+    if isinstance(module, nn.Conv2d) and module.groups > 1:
+        outputs = module.out_channels // module.groups
+        if outputs < MIN_GROUP_OUTPUTS:
+            return f"too small: {outputs} outputs a group, below {MIN_GROUP_OUTPUTS}, gain nothing"
     return ""

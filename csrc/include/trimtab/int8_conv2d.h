@@ -30,7 +30,8 @@ TT_API int64_t tt_conv2d_out_width(const tt_conv2d* conv);
  *
  *   depthwise: packed[kh][kw][o]
  *   else: a group after the other, each int8_pack of [O / groups, (kh, kw, c)], one
- *   TT_INT8_PACK_TAIL of zeros at the end
+ *   TT_INT8_PACK_TAIL of zeros at the end; groups of few outputs are merged, block-diagonally, until
+ *   they fill a panel of 16
  *
  * Only out_channels, channels, groups and the kernel's size are read. */
 TT_API int64_t tt_int8_conv2d_packed_size(const tt_conv2d* conv);

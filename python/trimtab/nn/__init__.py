@@ -3,5 +3,6 @@
 from .conv import Int8Conv2d
 from .embedding import Int8Embedding, Int8EmbeddingBag
 from .linear import Int8Linear
+from .weight_only import Int8WeightOnlyLinear
 
-__all__ = ["Int8Conv2d", "Int8Embedding", "Int8EmbeddingBag", "Int8Linear"]
+__all__ = ["Int8Conv2d", "Int8Embedding", "Int8EmbeddingBag", "Int8Linear", "Int8WeightOnlyLinear"]

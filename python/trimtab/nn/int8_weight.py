@@ -121,6 +121,8 @@ class Int8Weight(nn.Module):
         self.set_weight(
             own["weight"].to(device), own["weight_scale"].to(device, torch.float32, copy=True)
         )
+        if self.packed is own["weight"] and not local_metadata.get("assign_to_params_buffers"):
+            self.packed = self.packed.clone()  # neither packed nor moved: still the checkpoint's own
 
     def _checkpoint_problem(self, own: dict[str, Tensor], missing: list[str]) -> str:
         """Why these entries cannot be this layer's weight; empty if they can."""

@@ -47,15 +47,40 @@ class Int8Linear(Int8Weight, nn.Linear):
         self.register_parameter("bias", None if zeros is None else nn.Parameter(zeros))
 
     @classmethod
-    def from_float(cls, module: nn.Linear, activation: str = "none") -> "Int8Linear":
+    def from_float(
+        cls,
+        module: nn.Linear,
+        activation: str = "none",
+        *,
+        weight_only: bool = False,
+        bits: int = 8,
+        group_size: int | None = None,
+    ) -> "Int8Linear":
         """The int8 form of a float Linear; shares its bias parameter, leaves it otherwise alone.
+
+        ``weight_only`` keeps ``x`` in floating point, for decoding and for accuracy; ``bits`` (2 to 8)
+        and ``group_size`` (inputs that share a scale) then choose an affine weight: see
+        Int8WeightOnlyLinear, which is what comes back.
 
         Raises:
             TypeError: ``module`` is no nn.Linear.
+            ValueError: unknown activation, ``bits`` or ``group_size`` out of range, or one of them
+                without ``weight_only``.
             RuntimeError: its weight is not float32, bfloat16 or float16.
         """
         if not isinstance(module, nn.Linear):
             raise TypeError(f"Int8Linear: expected an nn.Linear, got {type(module).__name__}")
+        if weight_only:
+            from .weight_only import Int8WeightOnlyLinear
+
+            return Int8WeightOnlyLinear.from_float(
+                module, activation, bits=bits, group_size=group_size
+            )
+        if bits != 8 or group_size is not None:
+            raise ValueError(
+                "Int8Linear: expected weight_only=True with bits or group_size, got "
+                f"weight_only=False, bits={bits}, group_size={group_size}"
+            )
         weight, scale = ops.quantize_int8(module.weight.detach())
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)

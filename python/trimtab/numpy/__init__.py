@@ -94,9 +94,9 @@ def int8_weight_mm(
     x: Array,
     weight: Array,
     weight_scale: Array,
-    bias: Array | None = None,
-    group: int | None = None,
     zero_point: Array | None = None,
+    bias: Array | None = None,
+    group_size: int | None = None,
     activation: str = "none",
     out_dtype: Any = None,
     out: Array | None = None,
@@ -105,12 +105,12 @@ def int8_weight_mm(
 
     act(x @ ((weight - zero_point) * weight_scale).T + bias)
 
-    ``group``: columns of K that share a scale, a multiple of 4; None: all of K. ``weight_scale``
-    [groups, N] float32 and ``zero_point`` [groups, N] int8, or [N] for one group. Returns [..., N] of
-    ``out_dtype``, by default x's; ``out`` as in ``int8_mm``.
+    ``group_size``: columns of K that share a scale, a multiple of 4; None: all of K.
+    ``weight_scale`` [groups, N] float32 and ``zero_point`` [groups, N] int8, or [N] for one group.
+    Returns [..., N] of ``out_dtype``, by default x's; ``out`` as in ``int8_mm``.
     """
     return _numpy.int8_weight_mm(
-        x, weight, weight_scale, bias, group, zero_point, activation, out_dtype, out
+        x, weight, weight_scale, zero_point, bias, group_size, activation, out_dtype, out
     )
 
 

@@ -6,12 +6,15 @@ from .int8_embedding_bag import int8_embedding_bag
 from .int8_linear import int8_linear
 from .int8_mm import int8_mm
 from .int8_pack import int8_pack, int8_unpack
+from .int8_weight_mm import int8_weight_mm
 from . import triton_backend as _triton_backend
 from .isa import available_isas, get_isa, set_isa
+from .quantize_affine import dequantize_affine, quantize_affine
 from .quantize_int8 import quantize_int8
 
 __all__ = [
     "available_isas",
+    "dequantize_affine",
     "get_isa",
     "int8_conv2d",
     "int8_conv2d_pack",
@@ -22,6 +25,8 @@ __all__ = [
     "int8_mm",
     "int8_pack",
     "int8_unpack",
+    "int8_weight_mm",
+    "quantize_affine",
     "quantize_int8",
     "set_isa",
 ]

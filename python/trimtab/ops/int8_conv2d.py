@@ -82,8 +82,8 @@ def int8_conv2d(
 def int8_conv2d_pack(weight: Tensor, groups: int = 1) -> Tensor:
     """Packs an int8 conv ``weight`` [O, C / groups, kh, kw] for the CPU kernels: 1-D int8.
 
-    Each group as int8_pack of its [O / groups, (kh, kw, c)] matrix; depthwise weights (C = O = groups)
-    as [kh, kw, O].
+    Each group as int8_pack of its [O / groups, (kh, kw, c)] matrix; groups of few outputs are merged,
+    block-diagonally, until they fill a panel of 16; depthwise weights (C = O = groups) as [kh, kw, O].
 
     Raises:
         RuntimeError: wrong dtype, rank or device, or groups that do not divide O.
@@ -137,8 +137,15 @@ def packed_size(sizes: tuple[int, int, int, int], groups: int) -> int:
     O, C, kh, kw = sizes
     if C == 1 and O == groups:
         return O * kh * kw
-    columns = (O // groups + PANEL - 1) // PANEL * PANEL
-    return groups * columns * ((C * kh * kw + 3) // 4 * 4) + TAIL
+    merged = merged_groups(C * kh * kw, O // groups, groups)
+    columns = (merged * (O // groups) + PANEL - 1) // PANEL * PANEL
+    return groups // merged * columns * ((merged * C * kh * kw + 3) // 4 * 4) + TAIL
+
+
+def merged_groups(K: int, outputs: int, groups: int) -> int:
+    """How many groups share a weight panel: Conv of csrc/cpu/int8_conv2d_pack.cpp."""
+    fits = range(2, min(groups, PANEL // max(outputs, 1), 2048 // max(K, 1)) + 1)
+    return max((m for m in fits if groups % m == 0), default=1)
 
 
 def _expect_weight(op: str, weight: Tensor, sizes: tuple[int, int, int, int], groups: int) -> None:

@@ -36,7 +36,7 @@ def int8_embedding_bag(
         indices: int32 or int64 [bags, n], or [n] with offsets.
         weight: int8 [V, D].
         weight_scale: float32 [V], one scale a row.
-        offsets: for 1-D indices, of their dtype: where each bag begins; the first is 0, none falls.
+        offsets: int32 or int64, for 1-D indices: where each bag begins; the first is 0, none falls.
         mode: "sum" or "mean".
         per_sample_weights: float32, bfloat16 or float16, of the indices' shape; "sum" only.
         padding_idx: row to leave out; a negative one counts from the end.
@@ -64,6 +64,8 @@ def int8_embedding_bag(
     if per_sample_weights is not None:
         library.expect_float("int8_embedding_bag", "per_sample_weights", per_sample_weights)
         per_sample_weights = per_sample_weights.to(torch.float32)
+    if offsets is not None and {indices.dtype, offsets.dtype} == {torch.int32, torch.int64}:
+        indices, offsets = indices.to(torch.int64), offsets.to(torch.int64)
     args = (indices, weight, weight_scale, offsets, MODES[mode], per_sample_weights)
     args += (padding_row(padding_idx, weight.shape[0]), include_last_offset)
     if out is not None:

@@ -37,7 +37,7 @@ def epilogue(
             t = t * a_scale.astype(np.float32)[:, None]
         if bias is not None:
             t = t + to_float32(bias)[None, :]
-        t = activate(t, activation)
+        t = activate(activation, t)
     return round_to(t, out_dtype)
 
 

@@ -60,7 +60,7 @@ def int8_weight_mm(
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         if bias is not None:
             t = t + to_float32(bias)[None, :]
-        t = activate(t, activation)
+        t = activate(activation, t)
     return round_to(t, out_dtype or dtype_name(x))
 
 
