@@ -1,6 +1,5 @@
 # make demo, make test: from a fresh clone, with Python >= 3.10, a C++ compiler and pip.
-#   Torch from PyPI is the CUDA build. For the smaller CPU build, on a machine without a GPU:
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test
+#   Torch comes from pip's own index: set PIP_EXTRA_INDEX_URL to torch's for a CPU-only build of it.
 # make gpu: offline, with the python3 that is there; see below.
 
 PYTHON ?= python3
@@ -18,7 +17,7 @@ BUILT := build/.built
 DEMO := $(VENV)/.trimtab-demo
 PEERS := $(VENV)/.trimtab-bench
 
-.PHONY: demo test bench gpu lint format build clean
+.PHONY: demo test bits bench gpu lint format build clean
 .DEFAULT_GOAL := build
 
 build: $(BUILT)
@@ -26,6 +25,10 @@ build: $(BUILT)
 # With the demo's packages: a test runs the demo on a few texts.
 test: $(BUILT) $(DEMO)
 	$(PY) -m pytest -m "not gpu" $(TESTS)
+
+# The same bits on a hundred million outputs, in every implementation; minutes.
+bits: $(BUILT)
+	TRITON_INTERPRET=1 $(PY) tests/bits.py $(ARGS)
 
 demo: $(BUILT) $(DEMO)
 	$(PY) -m trimtab demo $(ARGS)

@@ -14,9 +14,10 @@ from trimtab import ops
 from trimtab.ops.int8_weight_mm import dequantize_weight
 
 # M, K, N. Up to 16 rows the product streams the weight; 64 and 256 show where it stops to pay.
-SHAPES = tuple(
-    (M, 4096, N) for N in (4096, 11008) for M in (1, 4, 8, 16)
-) + ((64, 4096, 4096), (256, 1024, 4096))
+SHAPES = tuple((M, 4096, N) for N in (4096, 11008) for M in (1, 4, 8, 16)) + (
+    (64, 4096, 4096),
+    (256, 1024, 4096),
+)
 QUICK = ((3, 104, 50),)
 GROUP = 128
 

@@ -12,20 +12,28 @@ from harness import Table
 from trimtab import ops
 
 # M, K, group size: a token, activations, weights by channel and by group.
-SHAPES = ((1, 4096, 4096), (128, 4096, 4096), (4096, 4096, 4096), (4096, 4096, 128), (4096, 4096, 32))
+SHAPES = (
+    (1, 4096, 4096),
+    (128, 4096, 4096),
+    (4096, 4096, 4096),
+    (4096, 4096, 128),
+    (4096, 4096, 32),
+)
 QUICK = ((17, 104, 8),)
 
 
 def eager(x: torch.Tensor, group: int) -> tuple[torch.Tensor, ...]:
     groups = x.float().unflatten(1, (-1, group))
     low, high = groups.amin(2).clamp_(max=0), groups.amax(2).clamp_(min=0)
-    inverse = 255 / (high - low)
+    inverse = torch.full_like(low, 255) / (high - low)  # 255 / t would be 255 * (1 / t)
     zero = (-low * inverse).round_()
     q = (groups * inverse[..., None]).round_().add_(zero[..., None]).clamp_(max=255)
     return q.to(torch.uint8).flatten(1), (high - low) / 255, zero.to(torch.uint8)
 
 
-def eager_back(q: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, group: int) -> torch.Tensor:
+def eager_back(
+    q: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, group: int
+) -> torch.Tensor:
     values = q.unflatten(1, (-1, group)).float() - zero.float()[..., None]
     return values.mul_(scale[..., None]).flatten(1)
 
@@ -46,7 +54,9 @@ def main() -> int:
                 "torch eager": partial(eager, x, group),
             }
         if not torch.equal(ops.dequantize_affine(*codes, group), eager_back(*codes, group)):
-            raise SystemExit(f"bench_quantize_affine: {M},{K},{group} comes back otherwise: not timed")
+            raise SystemExit(
+                f"bench_quantize_affine: {M},{K},{group} comes back otherwise: not timed"
+            )
         cases[f"{M},{K},{group} back"] = {
             "trimtab": partial(ops.dequantize_affine, *codes, group),
             "torch eager": partial(eager_back, *codes, group),

@@ -63,6 +63,13 @@ def _rint(x):
 
 
 @triton.jit
+def _ceil(x):
+    """For |x| <= 2^22. tl.ceil would come from libdevice, which flushes a subnormal x to 0."""
+    n = _rint(x)
+    return tl.where(n < x, n + 1.0, n)
+
+
+@triton.jit
 def _pow2(n):
     """2^n for integral n in [-126, 127], Inf for 128: n + 127 moved into the exponent field."""
     return _float(_bits(n + 8388735.0) << 23)
@@ -89,7 +96,7 @@ def relu(x):
 def silu(x):
     a = _max(-111.0, x)
     c = _min(18.0, a)
-    n = tl.ceil(c * LOG2E)
+    n = _ceil(c * LOG2E)
     r = (n * LN2_HI - c) + n * LN2_LO
     m = _exp_poly(r, EXP1, EXP2, EXP3, EXP4, EXP5)
     return _ldexp(tl.div_rn(a, m + _pow2(_max(-100.0, n))), n)
@@ -100,11 +107,11 @@ def gelu_tanh(x):
     a = _max(-10.8125, x)
     c = _min(5.25, a)
     h = (c + 786432.0) - 786432.0
-    l = c - h  # noqa: E741
+    l = c - h
     g = h * h + _c("0x1.65dp+4")
     hi = h * g
     lo = l * ((c + h) * c + g)
-    n = tl.ceil((hi + lo) * _c("0x1.a5a7dp-4"))
+    n = _ceil((hi + lo) * _c("0x1.a5a7dp-4"))
     tiny = n * _c("-0x1.549446p-16") - c * _c("0x1.2f6ecep-11")
     r = (n * _c("0x1.36dap+3") - hi) - (lo - tiny)
     m = _exp_poly(
@@ -140,29 +147,18 @@ def gelu(x):
     return above - _ldexp(q + q * s, n)
 
 
-@triton.jit
-def _map(function: tl.constexpr, t):
-    """``function`` of every element of ``t``, one element after the other.
-
-    Called on the tile, each line would run for all its elements before the next line does: dozens
-    of intermediate values for each of 128 elements a thread, which spill. (The interpreter has no
-    registers to run out of, and no map_elementwise.)
-    """
-    if INTERPRETED:
-        return function(t)
-    else:
-        return tl.map_elementwise(function, t)
-
-
+# map_elementwise finishes one element before it begins the next. Called on the tile, each line above
+# would run for all its elements first: dozens of intermediate values for each of 128 elements a
+# thread, which spill. The interpreter has no registers to run out of, and no map_elementwise.
 @triton.jit
 def activate(t, ACTIVATION: tl.constexpr):
     """The activation called ``ACTIVATION``, one of ACTIVATIONS, of fp32 ``t``."""
     if ACTIVATION == "relu":
         t = relu(t)
     elif ACTIVATION == "gelu":
-        t = _map(gelu, t)
+        t = gelu(t) if INTERPRETED else tl.map_elementwise(gelu, t)
     elif ACTIVATION == "gelu_tanh":
-        t = _map(gelu_tanh, t)
+        t = gelu_tanh(t) if INTERPRETED else tl.map_elementwise(gelu_tanh, t)
     elif ACTIVATION == "silu":
-        t = _map(silu, t)
+        t = silu(t) if INTERPRETED else tl.map_elementwise(silu, t)
     return t

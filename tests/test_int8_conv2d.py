@@ -66,7 +66,9 @@ CASES = {
 }
 
 
-def operands(case: Case, dtype: torch.dtype, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+def operands(
+    case: Case, dtype: torch.dtype, generator: torch.Generator
+) -> tuple[torch.Tensor, ...]:
     x = torch.randn(case.x, generator=generator) * 3
     O = case.w[0]
     weight = cases.int8(O, int(np.prod(case.w[1:])), generator).reshape(case.w)
@@ -100,7 +102,9 @@ def test_bits(isa: str, name: str, layout: str, generator) -> None:
         )
         cases.assert_same_bits(again, expected)
         last = not x.is_contiguous()
-        assert got.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        assert got.is_contiguous(
+            memory_format=torch.channels_last if last else torch.contiguous_format
+        )
 
 
 @pytest.mark.parametrize("name", ["3x3-pad1", "3x3-stride-2x1-dilation-1x2", "4x4-same-dilation"])
@@ -315,14 +319,19 @@ BAD = {
     ),
     "scale": (bad(weight_scale=torch.ones(7)), "expected weight [O=7, "),
     "bias": (bad(bias=torch.ones(5)), "expected a contiguous bias [N=6], got [5] float32"),
-    "kernel-too-large": (bad(x=torch.zeros(2, 4, 2, 6)), "a kernel no larger than the padded image"),
+    "kernel-too-large": (
+        bad(x=torch.zeros(2, 4, 2, 6)),
+        "a kernel no larger than the padded image",
+    ),
     "padding": (bad(padding=-1), "expected padding of 4 integers >= 0, got [-1, -1, -1, -1]"),
     "stride": (bad(stride=(0, 1)), "expected stride of 2 integers >= 1, got [0, 1]"),
     "out-dtype": (bad(out_dtype=torch.int32), "expected out of float32, bfloat16 or float16"),
     "out-shape": (bad(out=torch.empty(2, 6, 3, 5)), "expected contiguous out of [2, 6, 3, 4]"),
     "scale-grad": (bad(weight_scale=torch.ones(6, requires_grad=True)), "requires grad"),
     "k": (
-        bad(x=torch.zeros(1, 133_145, 1, 1), weight=torch.zeros(6, 133_145, 1, 1, dtype=torch.int8)),
+        bad(
+            x=torch.zeros(1, 133_145, 1, 1), weight=torch.zeros(6, 133_145, 1, 1, dtype=torch.int8)
+        ),
         "expected K <= 133144",
     ),
 }

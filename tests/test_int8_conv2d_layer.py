@@ -167,7 +167,10 @@ def test_meta_and_back(name: str) -> None:
 
 
 BAD_STATES = {
-    "float": ({"weight": torch.zeros(20, 12, 3, 3)}, "expected an int8 weight, got float32: load a"),
+    "float": (
+        {"weight": torch.zeros(20, 12, 3, 3)},
+        "expected an int8 weight, got float32: load a",
+    ),
     "shape": (
         {"weight": torch.zeros(20, 12, 9, dtype=torch.int8)},
         "expected weight [20, 12, 3, 3] int8, got [20, 12, 9] int8",

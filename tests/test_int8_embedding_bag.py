@@ -65,9 +65,7 @@ def test_per_sample_weights(isa: str, dtype: torch.dtype, generator) -> None:
 def test_specials_are_seen(isa: str) -> None:
     weight = torch.tensor([[1, -2], [3, 0], [0, 0]], dtype=torch.int8)
     scale = torch.tensor([float("nan"), 1e38, -1.0])
-    got = ops.int8_embedding_bag(
-        torch.tensor([[0, 1], [1, 1], [2, 2]]), weight, scale, mode="sum"
-    )
+    got = ops.int8_embedding_bag(torch.tensor([[0, 1], [1, 1], [2, 2]]), weight, scale, mode="sum")
     assert got[0].isnan().all() and got[1].tolist() == [float("inf"), 0.0]
     assert not torch.signbit(got[2]).any()  # sums begin at +0
 
@@ -122,7 +120,9 @@ def test_registration(generator) -> None:
         (indices.reshape(4, 3), weight, scale),
     ):
         torch.library.opcheck(op.default, args)
-    torch.library.opcheck(op.out, (indices.reshape(4, 3), weight, scale), {"out": torch.empty(4, 6)})
+    torch.library.opcheck(
+        op.out, (indices.reshape(4, 3), weight, scale), {"out": torch.empty(4, 6)}
+    )
 
 
 def test_compile_and_export(generator) -> None:

@@ -49,9 +49,8 @@ def test_forward(isa: str, kind: str, dtype: torch.dtype) -> None:
     assert (want - expected).norm() / expected.norm() < 0.02
     assert isinstance(q, type(layer)) and not q.training and not q(INDICES).requires_grad
     assert q.weight.shape == layer.weight.shape and q.weight.dtype == dtype
-    assert ((q.weight - layer.weight).abs() / q.weight_scale[:, None]).float().max() < 0.52 or (
-        dtype != torch.float32
-    )
+    if dtype == torch.float32:  # half a step of the row's scale, and a little for its own rounding
+        assert ((q.weight - layer.weight).abs() <= 0.5001 * q.weight_scale[:, None]).all()
     assert repr(q).removeprefix("Int8") == repr(layer)
 
 
@@ -155,7 +154,9 @@ def test_compile_and_export(kind: str) -> None:
 
 def test_refusals(kind: str) -> None:
     plain, int8 = KINDS[kind]
-    with pytest.raises(TypeError, match=f"{int8.__name__}: expected an nn.{plain.__name__}, got Lin"):
+    with pytest.raises(
+        TypeError, match=f"{int8.__name__}: expected an nn.{plain.__name__}, got Lin"
+    ):
         int8.from_float(nn.Linear(2, 3))
     with pytest.raises(ValueError, match="expected max_norm=None, got 1.0"):
         int8.from_float(plain(4, 5, max_norm=1.0))

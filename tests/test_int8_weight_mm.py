@@ -12,13 +12,23 @@ import torch._dynamo.testing
 from torch.utils.flop_counter import FlopCounterMode
 
 from trimtab import ops
+from trimtab.ops import triton_backend
 from trimtab.ops.int8_weight_mm import dequantize_weight
 from trimtab.reference import int8_weight_mm as reference
 
 op = torch.ops.trimtab.int8_weight_mm
 
 # Bits for the reference: one sequential fma after another is slow in NumPy.
-SMALL = [(0, 5, 8), (3, 0, 7), (2, 3, 0), (1, 1, 1), (1, 33, 70), (4, 64, 64), (5, 16, 65), (9, 81, 131)]
+SMALL = [
+    (0, 5, 8),
+    (3, 0, 7),
+    (2, 3, 0),
+    (1, 1, 1),
+    (1, 33, 70),
+    (4, 64, 64),
+    (5, 16, 65),
+    (9, 81, 131),
+]
 GROUPS = [None, 4, 32, 52]
 
 
@@ -101,7 +111,11 @@ def test_fma_of_the_reference() -> None:
     for i in range(a.size):
         exact = Fraction(float(a[i])) * Fraction(float(b[i])) + Fraction(float(c[i]))
         near = np.float32(float(exact))
-        around = [near, np.nextafter(near, np.float32(np.inf)), np.nextafter(near, -np.float32(np.inf))]
+        around = [
+            near,
+            np.nextafter(near, np.float32(np.inf)),
+            np.nextafter(near, -np.float32(np.inf)),
+        ]
         distance = [abs(Fraction(float(v)) - exact) for v in around]
         assert abs(Fraction(float(got[i])) - exact) == min(distance)
 
@@ -205,7 +219,9 @@ def test_gradients(activation: str, group_size: int | None, generator) -> None:
         "gelu_tanh": lambda t: functional.gelu(t, approximate="tanh"),
         "silu": functional.silu,
     }[activation]
-    torch.testing.assert_close(got, torch.autograd.grad(act(t), (x, bias), grad), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        got, torch.autograd.grad(act(t), (x, bias), grad), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_autocast(generator) -> None:
@@ -272,6 +288,16 @@ def test_exports(generator) -> None:
     cases.assert_same_bits(program.module()(x), layer(x))
 
 
+@pytest.mark.parametrize("activation", cases.ACTIVATIONS)
+def test_cuda_path_of_groups_and_zero_points(activation: str, generator) -> None:
+    """What serves on a GPU where the Triton kernel has no form for the weight, run here on the CPU."""
+    x = torch.randn(2, 3, 40, generator=generator)
+    args = (*operands(11, 40, 16, generator), 16, cases.ACTIVATIONS.index(activation))
+    got = triton_backend._int8_weight_mm(x, *args, torch.float32)
+    want = op.inference(x, *args, torch.float32)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
 BAD = {
     "x dtype": (lambda a: {**a, "x": a["x"].double()}, "expected x of float32, bfloat16 or float16, got [3, 16] float64"),
     "x rank": (lambda a: {**a, "x": torch.tensor(1.0)}, "expected x of at least one dimension"),
@@ -294,7 +320,13 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_refused(case: str, generator) -> None:
     weight, scale, zero, bias = operands(5, 16, None, generator)
-    good = {"x": torch.randn(3, 16), "weight": weight, "weight_scale": scale, "zero_point": zero, "bias": bias}
+    good = {
+        "x": torch.randn(3, 16),
+        "weight": weight,
+        "weight_scale": scale,
+        "zero_point": zero,
+        "bias": bias,
+    }
     spoil, message = BAD[case]
     with pytest.raises(RuntimeError, match=re.escape(message)):
         ops.int8_weight_mm(**spoil(good))

@@ -194,7 +194,10 @@ BAD_STATES = {
         f"expected weight_zero_point [{N}, 3] int8 for bits=8 and group_size=16, got [{N}, 2] int8",
     ),
     "zero-point-dtype": ({"weight_zero_point": torch.zeros(N, 3)}, f"[{N}, 3] float32"),
-    "per-channel-scale": ({"weight_scale": torch.ones(N)}, f"expected weight_scale [{N}, 3] float32"),
+    "per-channel-scale": (
+        {"weight_scale": torch.ones(N)},
+        f"expected weight_scale [{N}, 3] float32",
+    ),
     "float-weight": ({"weight": torch.zeros(N, K)}, "expected an int8 weight, got float32"),
     "version": ({"int8_format": torch.tensor([9], dtype=torch.int32)}, "version 1, got 9"),
 }
@@ -215,7 +218,9 @@ def test_bad_checkpoint_changes_nothing(case: str) -> None:
 def test_checkpoints_of_another_scheme_are_refused() -> None:
     _, symmetric = make({})
     _, grouped = make(SCHEMES["8-bit-groups"])
-    with pytest.raises(RuntimeError, match="expected weight_zero_point beside|expected weight_scale"):
+    with pytest.raises(
+        RuntimeError, match="expected weight_zero_point beside|expected weight_scale"
+    ):
         grouped.load_state_dict(symmetric.state_dict())
     for layer in (symmetric, Int8Linear(K, N)):
         with pytest.raises(RuntimeError, match=re.escape(f"expected weight_scale [{N}] float32")):
@@ -291,10 +296,11 @@ def test_bad_construction() -> None:
 
 def test_swap_passes_the_scheme_on() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(K, 64), nn.ReLU(), nn.Linear(64, N)).eval()
+    model = nn.Sequential(nn.Linear(K, 256), nn.ReLU(), nn.Linear(256, 128)).eval()
     x = torch.randn(4, K)
     want, weights = model(x), [m.weight for m in (model[0], model[2])]
-    report = trimtab.swap_(model, trimtab.Int8(weight_only=True, bits=6, group_size=16))
+    config = trimtab.Int8(weight_only=True, bits=6, group_size=16)
+    report = trimtab.swap_(model, config, lambda module, name: True)
     for layer in (model[0], model[2]):
         assert isinstance(layer, Int8WeightOnlyLinear)
         assert (layer.bits, layer.group_size) == (6, 16)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from trimtab import ops
+from trimtab.ops import triton_backend
 from trimtab.reference import quantize_affine as reference
 from trimtab.reference.dtypes import to_float32
 
@@ -218,26 +219,47 @@ def test_out_variants() -> None:
         assert torch.equal(back, ops.dequantize_affine(*want, 20, dtype))
 
 
+@pytest.mark.parametrize("group_size", [None, 16, 7], ids=lambda g: f"group-{g}")
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_cuda_path_of_dequantize(dtype: torch.dtype, group_size: int | None) -> None:
+    """What serves on a GPU, run here on the CPU: the same bits."""
+    q, scale, zero = ops.quantize_affine(torch.randn(3, 5, 40), 8, group_size)
+    got = triton_backend._dequantize_affine(q, scale, zero, group_size, dtype)
+    assert torch.equal(got, ops.dequantize_affine(q, scale, zero, group_size, dtype))
+
+
 def test_bad_input_is_refused() -> None:
     x = torch.randn(4, 16)
     q, scale, zero = ops.quantize_affine(x, 8, 8)
     cases = [
         (lambda: ops.quantize_affine(x, 1), r"quantize_affine: expected bits in 2\.\.8, got 1"),
         (lambda: ops.quantize_affine(x, 9), r"quantize_affine: expected bits in 2\.\.8, got 9"),
-        (lambda: ops.quantize_affine(x, 8, 0), "^quantize_affine: expected group_size >= 1 or None, got 0"),
+        (
+            lambda: ops.quantize_affine(x, 8, 0),
+            "^quantize_affine: expected group_size >= 1 or None, got 0",
+        ),
         (lambda: ops.quantize_affine(x, 8, -4), "expected group_size >= 1 or None, got -4"),
         (lambda: ops.quantize_affine(x.double()), "expected x of float32, .* got .* float64"),
         (lambda: ops.quantize_affine(torch.tensor(1.0)), "at least one dimension"),
-        (lambda: ops.quantize_affine(x.clone().requires_grad_()), r"x requires grad.*x\.detach\(\)"),
+        (
+            lambda: ops.quantize_affine(x.clone().requires_grad_()),
+            r"x requires grad.*x\.detach\(\)",
+        ),
         (lambda: ops.dequantize_affine(q.to(torch.int8), scale, zero, 8), "expected q .*uint8"),
-        (lambda: ops.dequantize_affine(q, scale, zero), "dequantize_affine: expected contiguous scale with 1 groups a row"),
+        (
+            lambda: ops.dequantize_affine(q, scale, zero),
+            "dequantize_affine: expected contiguous scale with 1 groups a row",
+        ),
         (lambda: ops.dequantize_affine(q, scale.double(), zero, 8), "expected scale .*float32"),
         (lambda: ops.dequantize_affine(q, scale, zero[:2], 8), "zero_point with 2 groups a row"),
         (
             lambda: ops.dequantize_affine(q, scale.t().contiguous().t(), zero, 8),
             "expected contiguous scale",
         ),
-        (lambda: ops.dequantize_affine(q, scale, zero, 8, torch.float64), "expected out of float32"),
+        (
+            lambda: ops.dequantize_affine(q, scale, zero, 8, torch.float64),
+            "expected out of float32",
+        ),
         (
             lambda: ops.dequantize_affine(q, scale, zero, 8, out=torch.empty(4, 15)),
             r"expected contiguous out of \[4, 16\]",

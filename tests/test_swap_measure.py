@@ -208,7 +208,7 @@ def test_compare_is_bounded_in_time():
     start = time.perf_counter()
     swap_measure.compare([lambda: time.sleep(0.01)], [lambda: time.sleep(0.01)])
     # A sleeping thread is never calm, so this is the longest a measurement takes.
-    assert time.perf_counter() - start < 2 * swap_measure.MOST_BUDGET_S + 0.5
+    assert time.perf_counter() - start < 2 * swap_measure.MOST_BUDGET_S + 2.0
 
 
 def test_compare_drops_samples_in_which_the_thread_had_no_core():

@@ -142,7 +142,8 @@ tt_status tt_int8_weight_mm(const void* x, tt_dtype x_dtype, int64_t x_stride,
   pass.row_bytes = x_stride * dtype_size(x_dtype);
   pass.row_floats = round_up(K, 4);
   const int64_t most_rows = std::max<int64_t>(
-      kMaxPanelBytes / 4 / std::max<int64_t>(pass.row_floats, 1) / kWeightMr * kWeightMr, kWeightMr);
+      kMaxPanelBytes / 4 / std::max<int64_t>(pass.row_floats, 1) / kWeightMr * kWeightMr,
+      kWeightMr);
   const int64_t pass_rows = std::min(M, most_rows);
   // Even panels: 9 rows as 5 + 4, not 8 + 1.
   const int64_t panels = (pass_rows + pass.kernel->mr - 1) / pass.kernel->mr;
@@ -158,10 +159,21 @@ tt_status tt_int8_weight_mm(const void* x, tt_dtype x_dtype, int64_t x_stride,
   float* bias = reinterpret_cast<float*>(scratch + x_bytes);
   if (own_bias) widen_bias(*epilogue, N, bias);
 
-  pass.block = {reinterpret_cast<float*>(scratch), 0, mr, b_packed, K, N, 0, N,
-                std::max<int64_t>(std::min(group, K), 1), epilogue->b_scale, zero_point,
-                own_bias ? bias : static_cast<const float*>(epilogue->bias), nullptr,
-                epilogue->out_stride, dtype_size(epilogue->out_dtype),
+  pass.block = {reinterpret_cast<float*>(scratch),
+                0,
+                mr,
+                b_packed,
+                K,
+                N,
+                0,
+                N,
+                std::max<int64_t>(std::min(group, K), 1),
+                epilogue->b_scale,
+                zero_point,
+                own_bias ? bias : static_cast<const float*>(epilogue->bias),
+                nullptr,
+                epilogue->out_stride,
+                dtype_size(epilogue->out_dtype),
                 pass.kernel->epilogue(epilogue->activation, epilogue->out_dtype)};
   const tt_parallel pool = parallel != nullptr ? *parallel : tt_parallel{nullptr, nullptr, 1};
   const int threads = pool.run != nullptr && worth_threads(isa, M, N, K) ? pool.threads : 1;

@@ -38,7 +38,8 @@ void fill_rows(const T* x, int64_t x_stride, int rows, int64_t K, float* panel) 
 }
 
 template <class V>
-void fill_panel(const void* x, tt_dtype dtype, int64_t x_stride, int rows, int64_t K, float* panel) {
+void fill_panel(const void* x, tt_dtype dtype, int64_t x_stride, int rows, int64_t K,
+                float* panel) {
   switch (dtype) {
     case TT_BF16: return fill_rows<V>(static_cast<const bf16*>(x), x_stride, rows, K, panel);
     case TT_F16: return fill_rows<V>(static_cast<const fp16*>(x), x_stride, rows, K, panel);
@@ -73,8 +74,8 @@ void tile(const WeightBlock& s, const float* x, int64_t n, int cols, float* t) {
     const int64_t end = s.K - k < s.group ? s.K : k + s.group;
     F offset[kVectors], acc[kRows][kVectors];
     for (int v = 0; v < kVectors; ++v) {
-      offset[v] = zero_offset<L>(zero_point ? zero_point + v * L::lanes : nullptr,
-                                 cols - v * L::lanes);
+      offset[v] =
+          zero_offset<L>(zero_point ? zero_point + v * L::lanes : nullptr, cols - v * L::lanes);
       for (int r = 0; r < kRows; ++r) acc[r][v] = V(0.0f).v;
     }
     const int64_t steps = (end - k + 3) / 4;
@@ -138,7 +139,8 @@ void weight_epilogue(const float* t, int rows, int cols, const float* bias, void
       activate<kActivation>(V::load(t + n) + V::load(bias + n)).store(to + n);
     if (n < cols) {
       const int rest = cols - n;
-      activate<kActivation>(V::load_n(t + n, rest) + V::load_n(bias + n, rest)).store_n(to + n, rest);
+      activate<kActivation>(V::load_n(t + n, rest) + V::load_n(bias + n, rest))
+          .store_n(to + n, rest);
     }
   }
 }

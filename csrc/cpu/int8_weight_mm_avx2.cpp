@@ -49,8 +49,7 @@ constexpr WeightTileFn kManyRows[] = {tile<Lanes8, 1, 1>, tile<Lanes8, 2, 1>, ti
 void block(const WeightBlock& s) {
   if (s.rows <= 2)
     weight_block<32>(s, [](int rows, int panels) { return kFewRows[rows - 1][panels - 1]; });
-  else
-    weight_block<16>(s, [](int rows, int) { return kManyRows[rows - 1]; });
+  else weight_block<16>(s, [](int rows, int) { return kManyRows[rows - 1]; });
 }
 
 }  // namespace

@@ -22,10 +22,10 @@ struct Lanes16 {
   static TT_INLINE F offset(F zero) { return _mm512_add_ps(zero, _mm512_set1_ps(8388736.0f)); }
   static TT_INLINE F value(Codes codes, int j, F offset) {
     // Byte j of each lane to its lowest byte; the mask keeps the exponent's bytes.
-    const __m512i place = _mm512_add_epi32(
-        _mm512_broadcast_i32x4(_mm_setr_epi32(0, 4, 8, 12)), _mm512_set1_epi32(j));
-    const __m512i number = _mm512_mask_shuffle_epi8(_mm512_set1_epi32(0x4b000000),
-                                                    0x1111111111111111u, codes, place);
+    const __m512i place =
+        _mm512_add_epi32(_mm512_broadcast_i32x4(_mm_setr_epi32(0, 4, 8, 12)), _mm512_set1_epi32(j));
+    const __m512i number =
+        _mm512_mask_shuffle_epi8(_mm512_set1_epi32(0x4b000000), 0x1111111111111111u, codes, place);
     return _mm512_sub_ps(_mm512_castsi512_ps(number), offset);
   }
   static TT_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
@@ -50,7 +50,9 @@ WeightTileFn choose(int rows, int panels) {
   return rows <= 4 ? kFewRows[rows - 1][panels - 1] : kManyRows[rows - 5][panels - 1];
 }
 
-void block(const WeightBlock& s) { s.rows <= 4 ? weight_block<64>(s, choose) : weight_block<32>(s, choose); }
+void block(const WeightBlock& s) {
+  s.rows <= 4 ? weight_block<64>(s, choose) : weight_block<32>(s, choose);
+}
 
 }  // namespace
 

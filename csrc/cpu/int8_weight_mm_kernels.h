@@ -13,7 +13,7 @@
 namespace trimtab {
 
 constexpr int kWeightTileN = 64;  // widest tile, in columns
-constexpr int kWeightMr = 8;      // most rows of a panel
+constexpr int kWeightMr = 8;  // most rows of a panel
 
 // Adds the bias, activates, rounds and stores a tile of sums t [rows][kWeightTileN].
 using WeightEpilogueFn = void (*)(const float* t, int rows, int cols, const float* bias, void* out,
@@ -21,17 +21,17 @@ using WeightEpilogueFn = void (*)(const float* t, int rows, int cols, const floa
 
 // One block of the product: row panels by columns [n_begin, n_end), over all of K.
 struct WeightBlock {
-  const float* x;         // first panel
-  int64_t rows, mr;       // rows in all panels; rows of each but perhaps the last
-  const int8_t* b;        // the whole packed weight
+  const float* x;  // first panel
+  int64_t rows, mr;  // rows in all panels; rows of each but perhaps the last
+  const int8_t* b;  // the whole packed weight
   int64_t K, N, n_begin, n_end;  // n_begin a multiple of kWeightTileN
-  int64_t group;          // a multiple of 4, or K
-  const float* scale;     // [groups, N]
+  int64_t group;  // a multiple of 4, or K
+  const float* scale;  // [groups, N]
   const int8_t* zero_point;  // [groups, N], or NULL
-  const float* bias;      // [N], -0.0 where there is none: t + -0.0 is t for every t
-  char* out;              // row 0 of these panels, column 0 of the matrix
-  int64_t out_stride;     // elements
-  int out_size;           // bytes an element
+  const float* bias;  // [N], -0.0 where there is none: t + -0.0 is t for every t
+  char* out;  // row 0 of these panels, column 0 of the matrix
+  int64_t out_stride;  // elements
+  int out_size;  // bytes an element
   WeightEpilogueFn epilogue;
 };
 

@@ -57,9 +57,10 @@ void for_each_span(const tt_affine& codes, int64_t M, int64_t K, float levels,
     const int64_t end = std::min((task + 1) * spans_a_task, all);
     for (int64_t s = task * spans_a_task; s < end; ++s) {
       const int64_t m = s / spans, g = s % spans * span_groups, k = g * group;
-      body(m, k, AffineSpan{std::min(span_groups * group, K - k), group, levels,
-                            codes.q + m * codes.q_stride + k, codes.scale + m * groups + g,
-                            codes.zero_point + m * groups + g});
+      body(m, k,
+           AffineSpan{std::min(span_groups * group, K - k), group, levels,
+                      codes.q + m * codes.q_stride + k, codes.scale + m * groups + g,
+                      codes.zero_point + m * groups + g});
     }
   });
 }
@@ -74,12 +75,13 @@ int64_t tt_affine_groups(int64_t K, int64_t group) {
   return (K - 1) / group + 1;
 }
 
-tt_status tt_quantize_affine(const void* x, tt_dtype x_dtype, int64_t x_stride, int64_t M, int64_t K,
-                             const tt_affine* to, const tt_parallel* parallel) {
+tt_status tt_quantize_affine(const void* x, tt_dtype x_dtype, int64_t x_stride, int64_t M,
+                             int64_t K, const tt_affine* to, const tt_parallel* parallel) {
   tt_status status = check("quantize_affine", "x", x, x_dtype, M, K, to);
   if (status != TT_OK) return status;
   if (to->bits < 2 || to->bits > 8) {
-    return set_error(TT_INVALID_ARGUMENT, "quantize_affine: expected bits in 2..8, got %d", to->bits);
+    return set_error(TT_INVALID_ARGUMENT, "quantize_affine: expected bits in 2..8, got %d",
+                     to->bits);
   }
   tt_isa isa;
   status = current_isa(&isa);
@@ -100,7 +102,8 @@ tt_status tt_quantize_affine(const void* x, tt_dtype x_dtype, int64_t x_stride, 
 }
 
 tt_status tt_dequantize_affine(const tt_affine* from, int64_t M, int64_t K, void* out,
-                               tt_dtype out_dtype, int64_t out_stride, const tt_parallel* parallel) {
+                               tt_dtype out_dtype, int64_t out_stride,
+                               const tt_parallel* parallel) {
   tt_status status = check("dequantize_affine", "out", out, out_dtype, M, K, from);
   if (status != TT_OK) return status;
   tt_isa isa;

@@ -171,6 +171,7 @@ Tensor int8_conv2d(const Tensor& x, const Tensor& weight, const Tensor& weight_s
   const ScalarType dtype = out_dtype.value_or(x.scalar_type());
   const Tensor out =
       args.channels_last ? empty_channels_last(sizes, dtype) : empty_cpu(sizes.data(), 4, dtype);
+  float_dtype(kOp, "out", out);
   args.run(out, args.channels_last);
   return out;
 }

@@ -94,11 +94,11 @@ void int8_embedding_bag_out(const Tensor& indices, const Tensor& weight, const T
 TT_OPS(m) {
   m.def(
       "int8_embedding_bag(Tensor indices, Tensor weight, Tensor weight_scale, Tensor? offsets=None, "
-      "int mode=0, Tensor? per_sample_weights=None, int padding_idx=-1, "
+      "int bag_mode=0, Tensor? per_sample_weights=None, int padding_idx=-1, "
       "bool include_last_offset=False, ScalarType? out_dtype=None) -> Tensor");
   m.def(
       "int8_embedding_bag.out(Tensor indices, Tensor weight, Tensor weight_scale, "
-      "Tensor? offsets=None, int mode=0, Tensor? per_sample_weights=None, int padding_idx=-1, "
+      "Tensor? offsets=None, int bag_mode=0, Tensor? per_sample_weights=None, int padding_idx=-1, "
       "bool include_last_offset=False, *, Tensor(a!) out) -> ()");
 }
 

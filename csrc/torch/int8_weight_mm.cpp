@@ -26,26 +26,26 @@ struct Call {
     TT_CHECK(x.dim() >= 1, kOp, ": expected x of at least one dimension, got ", describe(x));
     TT_CHECK(x.is_cpu(), kOp, ": expected x on the CPU, like the others");
     K = x.sizes()[x.dim() - 1];
-    TT_CHECK(!group_size || *group_size >= 1, kOp,
-                    ": expected group_size >= 1 or None, got ", group_size.value_or(0));
+    TT_CHECK(!group_size || *group_size >= 1, kOp, ": expected group_size >= 1 or None, got ",
+             group_size.value_or(0));
     group = group_size.value_or(std::max<int64_t>(K, 1));
     TT_CHECK(group >= K || group % 4 == 0, kOp,
-                    ": expected group_size to be a multiple of 4, or K=", K, " or more, got ", group);
+             ": expected group_size to be a multiple of 4, or K=", K, " or more, got ", group);
     check_groups(weight_scale);
   }
 
   void check_groups(const Tensor& scale) const {
     const int64_t groups = K > 0 ? (K - 1) / group + 1 : 1;
     const int64_t given = scale.dim() == 2 ? scale.sizes()[0] : 1;
-    TT_CHECK(given == groups, kOp, ": expected weight_scale [groups=", groups,
-                    ", N] for K=", K, " and group_size ", group, ", got ", describe(scale));
+    TT_CHECK(given == groups, kOp, ": expected weight_scale [groups=", groups, ", N] for K=", K,
+             " and group_size ", group, ", got ", describe(scale));
     if (!zero_point) return;
     check_tensor(kOp, "zero_point", *zero_point, ScalarType::Char, -1);
     bool same = zero_point->dim() == scale.dim() && zero_point->is_contiguous();
     for (int64_t d = 0; same && d < scale.dim(); ++d)
       same = zero_point->sizes()[d] == scale.sizes()[d];
     TT_CHECK(same, kOp, ": expected a contiguous zero_point of the shape of weight_scale ",
-                    describe(scale), ", got ", describe(*zero_point));
+             describe(scale), ", got ", describe(*zero_point));
   }
 
   void run(const Tensor& x, const Tensor& weight, const Tensor& out) const {
@@ -55,8 +55,8 @@ struct Call {
     const tt_parallel pool = torch_pool();
     const int8_t* zero =
         zero_point ? static_cast<const int8_t*>(zero_point->const_data_ptr()) : nullptr;
-    check_status(tt_int8_weight_mm(rows.data, dtype, rows.row_stride, packed.data, group, zero, rows.M,
-                                   packed.N, K, &into, &pool));
+    check_status(tt_int8_weight_mm(rows.data, dtype, rows.row_stride, packed.data, group, zero,
+                                   rows.M, packed.N, K, &into, &pool));
   }
 };
 

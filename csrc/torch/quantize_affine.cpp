@@ -18,9 +18,9 @@ struct Groups {
 
   Groups(const char* op, const char* name, const Tensor& x, std::optional<int64_t> group_size) {
     TT_CHECK(x.dim() >= 1, op, ": expected ", name, " of at least one dimension, got ",
-                    describe(x));
+             describe(x));
     TT_CHECK(!group_size || *group_size >= 1, op, ": expected group_size >= 1 or None, got ",
-                    group_size.value_or(0));
+             group_size.value_or(0));
     K = x.sizes()[x.dim() - 1];
     size = group_size.value_or(std::max<int64_t>(K, 1));
     count = tt_affine_groups(K, size);
@@ -79,11 +79,10 @@ void check_groups(const char* name, const Tensor& tensor, ScalarType dtype, cons
                   const Tensor& q) {
   check_tensor(kBack, name, tensor, dtype, -1);
   bool same = tensor.dim() == q.dim() && tensor.is_contiguous();
-  for (int64_t d = 0; same && d < q.dim(); ++d)
-    same = tensor.sizes()[d] == groups.shape[size_t(d)];
+  for (int64_t d = 0; same && d < q.dim(); ++d) same = tensor.sizes()[d] == groups.shape[size_t(d)];
   TT_CHECK(same, kBack, ": expected contiguous ", name, " with ", groups.count,
-                  " groups a row for q ", describe(q), " and group_size ", groups.size, ", got ",
-                  describe(tensor));
+           " groups a row for q ", describe(q), " and group_size ", groups.size, ", got ",
+           describe(tensor));
 }
 
 Groups check_codes(const Tensor& q, const Tensor& scale, const Tensor& zero_point,
@@ -124,8 +123,7 @@ void dequantize_affine_out(const Tensor& q, const Tensor& scale, const Tensor& z
 }  // namespace
 
 TT_OPS(m) {
-  m.def(
-      "quantize_affine(Tensor x, int bits=8, int? group_size=None) -> (Tensor, Tensor, Tensor)");
+  m.def("quantize_affine(Tensor x, int bits=8, int? group_size=None) -> (Tensor, Tensor, Tensor)");
   m.def(
       "quantize_affine.out(Tensor x, int bits=8, int? group_size=None, *, Tensor(a!) q, "
       "Tensor(b!) scale, Tensor(c!) zero_point) -> ()");

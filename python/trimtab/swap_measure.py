@@ -27,7 +27,7 @@ MIN_ROUNDS, MAX_ROUNDS = 5, 400
 CALM = 0.9  # of a calm sample's time this thread was running
 ENOUGH = 3  # calm samples, before and after
 # More modules of one shape than this need not be cycled through.
-MAX_MODULES = 8
+MAX_MODULES = 4
 
 _INDEX_DTYPES = (torch.int32, torch.int64)
 
@@ -250,15 +250,16 @@ def compare(
     ]
     if cuda or min(map(len, calm)) >= ENOUGH:
         wall = calm if not cuda else [[seconds for seconds, _ in taken] for taken in samples]
-        return Timing(*(1e6 * statistics.median(taken) for taken in wall))
+        slow, fast = (1e6 * statistics.median(taken) for taken in wall)
+        return Timing(slow, fast)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         samples = _samples(pairs, cuda, any_will_do=True)
     finally:
         torch.set_num_threads(threads)
-    cpu = [[on_core for _, on_core in taken] for taken in samples]
-    return Timing(*(1e6 * statistics.median(taken) for taken in cpu), one_thread=True)
+    slow, fast = (1e6 * statistics.median(cpu for _, cpu in taken) for taken in samples)
+    return Timing(slow, fast, one_thread=True)
 
 
 _Sample = tuple[float, float]
@@ -270,11 +271,10 @@ def _samples(
     any_will_do: bool = False,
 ) -> tuple[list[_Sample], list[_Sample]]:
     """(seconds, seconds on a core) of calls before and after, until enough of them are calm."""
-    once = 0.0
     for pair in pairs:
         for call in pair:
             call()
-        once = sum(_sample(call, 1, cuda)[0] for call in pair)
+    once = sum(_sample(call, 1, cuda)[0] for call in pairs[0])
     repeats = max(1, int(2 * SAMPLE_S / max(once, 1e-7)))
     taken: tuple[list[_Sample], list[_Sample]] = ([], [])
     start = time.perf_counter()

@@ -21,7 +21,9 @@ class _Int8Table(Int8Weight):
         self.dtype = dtype
         self.set_weight(weight, scale)
 
-    def _zeros(self, device: torch.device | str | None, dtype: torch.dtype | None, *shape: int) -> None:
+    def _zeros(
+        self, device: torch.device | str | None, dtype: torch.dtype | None, *shape: int
+    ) -> None:
         weight = torch.zeros(shape, dtype=torch.int8, device=device)
         scale = torch.zeros(shape[0], dtype=torch.float32, device=device)
         self._take_table(weight, scale, dtype or torch.get_default_dtype())
@@ -42,7 +44,7 @@ def _check_float(name: str, kind: type[nn.Module], module: nn.Module) -> None:
         )
 
 
-class Int8Embedding(_Int8Table, nn.Embedding):
+class Int8Embedding(_Int8Table, nn.Embedding):  # type: ignore[misc, override]
     """``weight[indices]`` from an int8 table, one scale a row.
 
     ``indices`` int32 or int64 of any shape; the result [..., embedding_dim] has ``dtype``, that of the
@@ -66,7 +68,7 @@ class Int8Embedding(_Int8Table, nn.Embedding):
         self._zeros(device, dtype, num_embeddings, embedding_dim)
 
     @classmethod
-    def from_float(cls, module: nn.Embedding) -> "Int8Embedding":  # type: ignore[override]
+    def from_float(cls, module: nn.Embedding) -> "Int8Embedding":
         """The int8 form of a float Embedding, which is left alone.
 
         Raises:
@@ -91,7 +93,7 @@ class Int8Embedding(_Int8Table, nn.Embedding):
         return ops.int8_embedding(input, self.packed, self.weight_scale, self.dtype)
 
 
-class Int8EmbeddingBag(_Int8Table, nn.EmbeddingBag):
+class Int8EmbeddingBag(_Int8Table, nn.EmbeddingBag):  # type: ignore[misc, override]
     """Sums or means of bags of rows of an int8 table, one scale a row.
 
     Takes what torch.nn.EmbeddingBag takes; the result [bags, embedding_dim] has ``dtype``, that of the
@@ -128,7 +130,7 @@ class Int8EmbeddingBag(_Int8Table, nn.EmbeddingBag):
             raise ValueError(f"Int8EmbeddingBag: expected mode in {list(MODES)}, got {mode!r}")
 
     @classmethod
-    def from_float(cls, module: nn.EmbeddingBag) -> "Int8EmbeddingBag":  # type: ignore[override]
+    def from_float(cls, module: nn.EmbeddingBag) -> "Int8EmbeddingBag":
         """The int8 form of a float EmbeddingBag, which is left alone.
 
         Raises:

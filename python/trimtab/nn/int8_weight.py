@@ -100,7 +100,8 @@ class Int8Weight(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        own = {name: state_dict.get(prefix + name) for name in ("weight", "weight_scale", "int8_format")}
+        names = ("weight", "weight_scale", "int8_format")
+        own: dict[str, Any] = {name: state_dict.get(prefix + name) for name in names}
         missing = [prefix + name for name, value in own.items() if value is None]
         present = len(missing) < len(own)
         rest = {k: v for k, v in state_dict.items() if k.removeprefix(prefix) not in own}

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.grad
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
@@ -173,9 +174,7 @@ def _fake_sizes(
     groups: int,
 ) -> list[int]:
     library.expect_float("int8_conv2d", "x", x)
-    library.expect(
-        x.dim() == 4, f"int8_conv2d: expected x [B, C, H, W], got {library.describe(x)}"
-    )
+    library.expect(x.dim() == 4, f"int8_conv2d: expected x [B, C, H, W], got {library.describe(x)}")
     B, C, H, W = x.shape
     O = weight_scale.shape[0]
     library.expect(
@@ -293,8 +292,14 @@ library.register_autocast(_op.inference)
 
 @register_flop_formula(torch.ops.trimtab.int8_conv2d)
 def _(
-    x_shape: Any, weight_shape: Any, scale_shape: Any, bias_shape: Any, kernel: Any, *args: Any,
-    out_shape: Any = None, **_: Any,
+    x_shape: Any,
+    weight_shape: Any,
+    scale_shape: Any,
+    bias_shape: Any,
+    kernel: Any,
+    *args: Any,
+    out_shape: Any = None,
+    **_: Any,
 ) -> int:
     """2 B O OH OW (C / groups) kh kw."""
     groups, (B, O, OH, OW) = args[3], out_shape

@@ -66,8 +66,9 @@ def int8_embedding_bag(
         per_sample_weights = per_sample_weights.to(torch.float32)
     if offsets is not None and {indices.dtype, offsets.dtype} == {torch.int32, torch.int64}:
         indices, offsets = indices.to(torch.int64), offsets.to(torch.int64)
-    args = (indices, weight, weight_scale, offsets, MODES[mode], per_sample_weights)
-    args += (padding_row(padding_idx, weight.shape[0]), include_last_offset)
+    row = padding_row(padding_idx, weight.shape[0])
+    bags = (offsets, MODES[mode], per_sample_weights, row, include_last_offset)
+    args = (indices, weight, weight_scale, *bags)
     if out is not None:
         _op.out(*args, out=out)
         return out
@@ -114,7 +115,7 @@ def _(
     weight: Tensor,
     weight_scale: Tensor,
     offsets: Tensor | None = None,
-    mode: int = 0,
+    bag_mode: int = 0,
     per_sample_weights: Tensor | None = None,
     padding_idx: int = -1,
     include_last_offset: bool = False,
@@ -130,7 +131,7 @@ def _(
     weight: Tensor,
     weight_scale: Tensor,
     offsets: Tensor | None = None,
-    mode: int = 0,
+    bag_mode: int = 0,
     per_sample_weights: Tensor | None = None,
     padding_idx: int = -1,
     include_last_offset: bool = False,

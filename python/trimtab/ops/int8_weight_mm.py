@@ -89,6 +89,18 @@ def dequantize_weight(
     return (values * each(weight_scale)).to(dtype)
 
 
+def activation_forward(activation: str, t: Tensor) -> Tensor:
+    """act(t) by torch's own ops: for devices that have no kernel of ours for a form of the weight."""
+    if activation == "relu":
+        return torch.relu(t)
+    if activation == "silu":
+        return torch.nn.functional.silu(t)
+    if activation == "none":
+        return t
+    approximate = "tanh" if activation == "gelu_tanh" else "none"
+    return torch.nn.functional.gelu(t, approximate=approximate)
+
+
 def _fake_sizes(
     x: Tensor,
     weight: Tensor,

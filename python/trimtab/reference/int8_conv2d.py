@@ -45,7 +45,7 @@ def int8_conv2d(
     ``w`` [O, C / groups, kh, kw] int8, ``w_scale`` [O] float32, ``sides`` the zeros at the (top,
     bottom, left, right). Returns [B, O, OH, OW] of ``out_dtype``, by default x's.
     """
-    B, C = x.shape[:2]
+    B = x.shape[0]
     O, group_channels, kh, kw = w.shape
     q, scale = quantize_int8(x.reshape(B, math.prod(x.shape[1:])))
     cut = patches(q.reshape(x.shape), (kh, kw), stride, sides, dilation)
