@@ -31,16 +31,24 @@ def check_output(text):
     assert "misaligned: status 1 int8_pack: expected packed aligned to 64 bytes" in text
 
 
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory):
-    program = tmp_path_factory.mktemp("c") / "sample"
-    library = trimtab.get_library_dir()
+def build(folder, name, *flags):
+    program, library = folder / name, trimtab.get_library_dir()
     run(
-        *(COMPILER, "-std=c11", "-Wall", "-Wextra", "-pedantic", "-Werror"),
-        *(SAMPLE / "sample.c", "-o", program, "-I", trimtab.get_include()),
+        *(COMPILER, "-std=gnu11", "-Wall", "-Wextra", "-pedantic", "-Werror", *flags),
+        *(SAMPLE / f"{name}.c", "-o", program, "-I", trimtab.get_include()),
         *("-L", library, "-ltrimtab", f"-Wl,-rpath,{library}"),
     )
     return program
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("c"), "sample", "-std=c11")
+
+
+def test_own_pool(tmp_path):
+    """Every index once: see tests/c/pool.c."""
+    assert run(build(tmp_path, "pool", "-pthread")).endswith("all as expected\n")
 
 
 def test_plain_compiler(sample):

@@ -59,7 +59,7 @@ def test_forward(isa: str, name: str, dtype: torch.dtype) -> None:
         padded = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
         want = ops.int8_conv2d(padded, weight, scale, layer.bias, shape[0], 0, *shape[2:])
     with torch.no_grad():
-        expected = layer.double()(x.double())
+        expected = copy.deepcopy(layer).double()(x.double())
     for layout in (torch.contiguous_format, torch.channels_last):
         got = q(x.contiguous(memory_format=layout))
         assert got.is_contiguous(memory_format=layout)

@@ -1,5 +1,7 @@
 """Int8Conv2d: torch.nn.Conv2d with an int8 weight."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,7 +37,7 @@ class Int8Conv2d(Int8Weight, nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
@@ -79,7 +81,7 @@ class Int8Conv2d(Int8Weight, nn.Conv2d):
         layer._take_geometry(module, activation, code)
         layer.dtype = float_weight.dtype
         layer.set_weight(weight.reshape(float_weight.shape), scale)
-        layer.register_parameter("bias", module.bias)
+        layer.register_parameter("bias", module.bias)  # type: ignore[arg-type]
         layer.train(module.training)
         return layer
 

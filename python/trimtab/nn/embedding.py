@@ -44,7 +44,7 @@ def _check_float(name: str, kind: type[nn.Module], module: nn.Module) -> None:
         )
 
 
-class Int8Embedding(_Int8Table, nn.Embedding):  # type: ignore[misc, override]
+class Int8Embedding(_Int8Table, nn.Embedding):  # type: ignore[override]
     """``weight[indices]`` from an int8 table, one scale a row.
 
     ``indices`` int32 or int64 of any shape; the result [..., embedding_dim] has ``dtype``, that of the
@@ -93,7 +93,7 @@ class Int8Embedding(_Int8Table, nn.Embedding):  # type: ignore[misc, override]
         return ops.int8_embedding(input, self.packed, self.weight_scale, self.dtype)
 
 
-class Int8EmbeddingBag(_Int8Table, nn.EmbeddingBag):  # type: ignore[misc, override]
+class Int8EmbeddingBag(_Int8Table, nn.EmbeddingBag):  # type: ignore[override]
     """Sums or means of bags of rows of an int8 table, one scale a row.
 
     Takes what torch.nn.EmbeddingBag takes; the result [bags, embedding_dim] has ``dtype``, that of the

@@ -1,5 +1,6 @@
 """The operators: tensors in, tensors out, each a ``torch.ops.trimtab.*`` op underneath."""
 
+from . import triton_backend as _triton_backend
 from .int8_conv2d import int8_conv2d, int8_conv2d_pack, int8_conv2d_unpack
 from .int8_embedding import int8_embedding
 from .int8_embedding_bag import int8_embedding_bag
@@ -7,7 +8,6 @@ from .int8_linear import int8_linear
 from .int8_mm import int8_mm
 from .int8_pack import int8_pack, int8_unpack
 from .int8_weight_mm import int8_weight_mm
-from . import triton_backend as _triton_backend
 from .isa import available_isas, get_isa, set_isa
 from .quantize_affine import dequantize_affine, quantize_affine
 from .quantize_int8 import quantize_int8

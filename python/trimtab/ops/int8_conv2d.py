@@ -5,9 +5,9 @@ from typing import Any
 import torch
 import torch.nn.grad
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from . import library
+from .flops import register_flop_formula
 from .int8_linear import activation_backward
 from .int8_pack import PANEL, TAIL
 
@@ -101,7 +101,7 @@ def int8_conv2d_unpack(packed: Tensor, sizes: tuple[int, int, int, int], groups:
     return torch.ops.trimtab.int8_conv2d_unpack.default(packed, sizes, groups)
 
 
-def pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+def pair(name: str, value: int | tuple[int, ...]) -> tuple[int, int]:
     """``(value, value)``, or the two integers themselves; ValueError for anything else."""
     if isinstance(value, int):
         return (value, value)
@@ -159,7 +159,8 @@ def _expect_weight(op: str, weight: Tensor, sizes: tuple[int, int, int, int], gr
     K = sizes[1] * sizes[2] * sizes[3]
     library.expect(
         K <= library.MAX_K,
-        f"{op}: expected C / groups * kh * kw <= {library.MAX_K}, where the int32 sum is exact, got {K}",
+        f"{op}: expected C / groups * kh * kw <= {library.MAX_K}, where the int32 sum is "
+        f"exact, got {K}",
     )
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from . import library
+from .flops import register_flop_formula
 from .int8_mm import check_fake_product
 from .int8_pack import int8_unpack
 
@@ -55,9 +55,7 @@ def int8_linear(
     return _op.default(x, weight, weight_scale, bias, code, out_dtype)
 
 
-def _fake_sizes(
-    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
-) -> list[int]:
+def _fake_sizes(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> list[int]:
     library.expect_float("int8_linear", "x", x)
     library.expect(
         x.dim() >= 1,

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from . import library
+from .flops import register_flop_formula
 from .int8_pack import packed_size
 
 
@@ -109,6 +109,8 @@ def _(
 
 
 @register_flop_formula(torch.ops.trimtab.int8_mm)
-def _(a_shape: Any, b_shape: Any, a_scale_shape: Any, b_scale_shape: Any, *_: Any, **__: Any) -> int:
+def _(
+    a_shape: Any, b_shape: Any, a_scale_shape: Any, b_scale_shape: Any, *_: Any, **__: Any
+) -> int:
     """2 M N K."""
     return 2 * a_shape[0] * a_shape[1] * b_scale_shape[0]

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from . import library
+from .flops import register_flop_formula
 from .int8_linear import activation_backward
 from .int8_pack import int8_unpack, packed_size
 from .quantize_affine import group_count

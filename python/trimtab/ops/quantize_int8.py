@@ -6,9 +6,7 @@ from torch import Tensor
 from . import library
 
 
-def quantize_int8(
-    x: Tensor, *, out: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
+def quantize_int8(x: Tensor, *, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """Quantizes each row of ``x`` [..., K] to int8 with its own scale.
 
     ``scale = absmax / 127``, ``q = clamp(round_half_even(x * (127 / absmax)), -127, 127)``. A row of

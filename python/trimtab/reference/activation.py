@@ -154,7 +154,7 @@ def _gelu_tanh(x: np.ndarray) -> np.ndarray:
     a = _max(f32(-10.8125), x)
     c = _min(f32(5.25), a)
     h = (c + f32(786432.0)) - f32(786432.0)
-    l = c - h  # noqa: E741
+    l = c - h
     g = h * h + _c("0x1.65dp+4")
     hi = h * g
     lo = l * ((c + h) * c + g)
