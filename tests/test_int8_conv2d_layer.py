@@ -62,7 +62,8 @@ def test_forward(isa: str, name: str, dtype: torch.dtype) -> None:
         expected = copy.deepcopy(layer).double()(x.double())
     for layout in (torch.contiguous_format, torch.channels_last):
         got = q(x.contiguous(memory_format=layout))
-        assert got.is_contiguous(memory_format=layout)
+        if layer.padding_mode != "circular":  # which F.pad returns contiguous, to nn.Conv2d too
+            assert got.is_contiguous(memory_format=layout)
         cases.assert_same_bits(got, want)
         assert (got - expected).norm() / expected.norm() < 0.03
     cases.assert_same_bits(q(x[0]), want[0])

@@ -135,7 +135,10 @@ def bad_state(q: Int8Linear, **changes) -> dict[str, torch.Tensor]:
 
 
 BAD_STATES = {
-    "float": ({"weight": torch.zeros(30, 40)}, "expected an int8 weight, got float32: load a float"),
+    "float": (
+        {"weight": torch.zeros(30, 40)},
+        "expected an int8 weight, got float32: load a float",
+    ),
     "shape": ({"weight": torch.zeros(30, 41, dtype=torch.int8)}, "expected weight [30, 40] int8"),
     "scale": ({"weight_scale": torch.zeros(29)}, "expected weight_scale [30] float32"),
     "scale-dtype": ({"weight_scale": torch.zeros(30).half()}, "expected weight_scale [30] float32"),
@@ -234,7 +237,9 @@ def test_bad_construction() -> None:
     with pytest.raises(RuntimeError, match="float64"):
         Int8Linear.from_float(nn.Linear(4, 4).double())
     _, q = make()
-    with pytest.raises(RuntimeError, match="int8_linear: expected a packed weight of 2368 bytes.*the K=41"):
+    with pytest.raises(
+        RuntimeError, match="int8_linear: expected a packed weight of 2368 bytes.*the K=41"
+    ):
         q(torch.zeros(2, 41))
 
 

@@ -181,7 +181,7 @@ def test_unknown_activation() -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("sse", "expected scalar, avx2, avxvnni, avx512 or amx, got \"sse\""), ("", "")],
+    [("sse", 'expected scalar, avx2, avxvnni, avx512 or amx, got "sse"'), ("", "")],
     ids=["unknown", "empty"],
 )
 def test_isa_names(name: str, message: str) -> None:

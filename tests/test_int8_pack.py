@@ -34,7 +34,9 @@ def test_one_copy_and_little_more() -> None:
 
 def test_strided_weight(generator) -> None:
     weight = cases.int8(40, 60, generator)
-    assert torch.equal(ops.int8_pack(weight[::2, :31]), ops.int8_pack(weight[::2, :31].contiguous()))
+    assert torch.equal(
+        ops.int8_pack(weight[::2, :31]), ops.int8_pack(weight[::2, :31].contiguous())
+    )
     assert torch.equal(ops.int8_pack(weight.t()), ops.int8_pack(weight.t().contiguous()))
 
 

@@ -30,10 +30,10 @@ constexpr int64_t kParallelWork = 64 * 1024;
 
 struct Patches {
   const Conv* conv;
-  const int8_t* q;     // the first image, at the group's first channel
+  const int8_t* q;  // the first image, at the group's first channel
   const float* scale;  // [images]
-  int64_t row;         // of the slice that is multiplied now
-  int64_t segment;     // a patch is gathered in copies of `segment` bytes ...
+  int64_t row;  // of the slice that is multiplied now
+  int64_t segment;  // a patch is gathered in copies of `segment` bytes ...
   std::vector<int64_t> offset;  // ... from these offsets
 };
 
@@ -52,8 +52,9 @@ void each_line(const Patches& p, int64_t m, int rows, float* scale, F&& run) {
     const int64_t image = line / conv.out_h, i = line % conv.out_h;
     const int count = int(std::min<int64_t>(rows - r, conv.out_w - j));
     std::fill(scale + r, scale + r + count, p.scale[image]);
-    run(r, count, p.q + image * conv.image_bytes + i * conv.shape.stride_h * conv.line_bytes +
-                      j * conv.shape.stride_w * conv.shape.channels);
+    run(r, count,
+        p.q + image * conv.image_bytes + i * conv.shape.stride_h * conv.line_bytes +
+            j * conv.shape.stride_w * conv.shape.channels);
     r += count;
   }
 }
@@ -104,7 +105,8 @@ void plan_segments(const Conv& conv, Patches* patches) {
   patches->segment = whole_line ? s.kernel_w * tap : tap;
   for (int64_t kh = 0; kh < s.kernel_h; ++kh)
     for (int64_t kw = 0; kw < (whole_line ? 1 : s.kernel_w); ++kw)
-      patches->offset.push_back(kh * s.dilation_h * conv.line_bytes + kw * s.dilation_w * s.channels);
+      patches->offset.push_back(kh * s.dilation_h * conv.line_bytes +
+                                kw * s.dilation_w * s.channels);
 }
 
 tt_status run_groups(const Conv& conv, const Images& images, const int8_t* b_packed,
@@ -128,8 +130,8 @@ tt_status run_groups(const Conv& conv, const Images& images, const int8_t* b_pac
     for (patches.row = 0; patches.row < rows; patches.row += slice) {
       part.out = out + patches.row * s.out_channels * size;
       const tt_status status =
-          run_product(kOp, source, b_packed + g * group_bytes, std::min(slice, rows - patches.row), N,
-                      conv.K, part, parallel);
+          run_product(kOp, source, b_packed + g * group_bytes, std::min(slice, rows - patches.row),
+                      N, conv.K, part, parallel);
       if (status != TT_OK) return status;
     }
   }
@@ -145,10 +147,11 @@ float bias_at(const tt_epilogue& epilogue, int64_t n) {
 
 // Tables of a depthwise convolution, the same for every image.
 struct Depthwise {
-  int64_t taps = 0;             // rounded up to even
+  int64_t taps = 0;  // rounded up to even
   std::vector<int64_t> offset;  // [taps]
-  std::vector<int16_t> weight;  // [channel blocks][taps][kDepthwiseChannels], zeros where there is none
-  std::vector<float> bias;      // [O]
+  std::vector<int16_t>
+      weight;  // [channel blocks][taps][kDepthwiseChannels], zeros where there is none
+  std::vector<float> bias;  // [O]
 
   Depthwise(const Conv& conv, const int8_t* packed, const tt_epilogue& epilogue) {
     const tt_conv2d& s = conv.shape;
@@ -180,17 +183,19 @@ void depthwise_line(const Conv& conv, const Images& images, const Depthwise& tab
   std::fill(scale, scale + kDepthwisePixels, images.scale[image]);
   const int64_t size = dtype_size(epilogue.out_dtype);
   char* out = static_cast<char*>(epilogue.out) + line * conv.out_w * O * size;
-  DepthwiseRun run{nullptr, s.stride_w * s.channels, tables.offset.data(), nullptr, tables.taps, 0, acc};
+  DepthwiseRun run{nullptr, s.stride_w * s.channels, tables.offset.data(), nullptr, tables.taps, 0,
+                   acc};
   for (int64_t j = 0; j < conv.out_w; j += kDepthwisePixels) {
     run.pixels = std::min(kDepthwisePixels, conv.out_w - j);
-    const int8_t* x = images.q + image * conv.image_bytes + i * s.stride_h * conv.line_bytes +
-                      j * run.x_stride;
+    const int8_t* x =
+        images.q + image * conv.image_bytes + i * s.stride_h * conv.line_bytes + j * run.x_stride;
     for (int64_t c = 0; c < O; c += kDepthwiseChannels) {
       run.x = x + c;
       run.weight = tables.weight.data() + c * tables.taps;
       lanes.depthwise(run);
-      scale_and_store(acc, kMaxTileN, int(run.pixels), int(std::min(kDepthwiseChannels, O - c)), scale,
-                      epilogue.b_scale + c, tables.bias.data() + c, out + (j * O + c) * size, O);
+      scale_and_store(acc, kMaxTileN, int(run.pixels), int(std::min(kDepthwiseChannels, O - c)),
+                      scale, epilogue.b_scale + c, tables.bias.data() + c, out + (j * O + c) * size,
+                      O);
     }
   }
 }
@@ -198,11 +203,11 @@ void depthwise_line(const Conv& conv, const Images& images, const Depthwise& tab
 void run_depthwise(const Conv& conv, const Images& images, const Depthwise& tables, tt_isa isa,
                    const tt_epilogue& epilogue, const tt_parallel& pool) {
   const ConvLanes& lanes = conv_lanes(isa);
-  const EpilogueFn store =
-      int8_kernel(isa, 64).epilogue(epilogue.activation, epilogue.out_dtype);
+  const EpilogueFn store = int8_kernel(isa, 64).epilogue(epilogue.activation, epilogue.out_dtype);
   const int64_t lines = images.count * conv.out_h;
   const int64_t line_work = conv.out_w * conv.shape.out_channels * conv.K;
-  const int64_t lines_a_task = std::max<int64_t>(kParallelWork / std::max<int64_t>(line_work, 1), 1);
+  const int64_t lines_a_task =
+      std::max<int64_t>(kParallelWork / std::max<int64_t>(line_work, 1), 1);
   parallel_run(pool, (lines + lines_a_task - 1) / lines_a_task, [&](int64_t task) {
     const int64_t end = std::min((task + 1) * lines_a_task, lines);
     for (int64_t line = task * lines_a_task; line < end; ++line)
@@ -221,9 +226,10 @@ tt_status check(const tt_conv2d* s, const void* x, tt_dtype x_dtype) {
     return set_error(TT_INVALID_ARGUMENT, "%s: expected padding >= 0", kOp);
   }
   if (s->channels % s->groups != 0 || s->out_channels % s->groups != 0) {
-    return set_error(TT_INVALID_ARGUMENT,
-                     "%s: expected groups that divide the channels, got %lld in, %lld out, groups %lld",
-                     kOp, (long long)s->channels, (long long)s->out_channels, (long long)s->groups);
+    return set_error(
+        TT_INVALID_ARGUMENT,
+        "%s: expected groups that divide the channels, got %lld in, %lld out, groups %lld", kOp,
+        (long long)s->channels, (long long)s->out_channels, (long long)s->groups);
   }
   if (tt_conv2d_out_height(s) < 1 || tt_conv2d_out_width(s) < 1) {
     return set_error(TT_INVALID_ARGUMENT,
@@ -282,12 +288,17 @@ tt_status tt_int8_conv2d(const tt_conv2d* shape, const void* x, tt_dtype x_dtype
   const int64_t work = std::max(shape->channels * shape->height * shape->width, pixels * O);
   const bool serial = parallel == nullptr || shape->batch * work < kParallelWork;
   const tt_parallel pool = serial ? tt_parallel{nullptr, nullptr, 1} : *parallel;
-  const std::unique_ptr<Depthwise> tables(
-      conv.depthwise ? new Depthwise(conv, b_packed, into) : nullptr);
+  const std::unique_ptr<Depthwise> tables(conv.depthwise ? new Depthwise(conv, b_packed, into)
+                                                         : nullptr);
   for (int64_t b = 0; b < shape->batch && status == TT_OK; b += count) {
     const Images images{static_cast<const char*>(x) + b * x_stride * dtype_size(x_dtype),
-                        x_stride * dtype_size(x_dtype), x_dtype, x_channels_last != 0,
-                        std::min(count, shape->batch - b), q, scale, scale + count};
+                        x_stride * dtype_size(x_dtype),
+                        x_dtype,
+                        x_channels_last != 0,
+                        std::min(count, shape->batch - b),
+                        q,
+                        scale,
+                        scale + count};
     quantize_images(conv, images, isa, pool);
     char* out = static_cast<char*>(epilogue->out) + b * row_bytes;
     into.out = turn ? rows : out;

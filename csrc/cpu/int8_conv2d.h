@@ -11,15 +11,15 @@ namespace trimtab {
 struct Conv {
   tt_conv2d shape;
   int64_t out_h, out_w;
-  int64_t line_bytes;   // a line of a padded int8 image: (W + padding) * C
+  int64_t line_bytes;  // a line of a padded int8 image: (W + padding) * C
   int64_t image_bytes;  // a padded image, rounded up to 64
-  bool depthwise;       // C = O = groups
+  bool depthwise;  // C = O = groups
   // Neighbouring groups are merged while their outputs fit one weight panel of 16, which they would
   // fill up with zeros alone as well: a block-diagonal weight of the same size, and as many fewer
   // passes over the images.
-  int64_t merged, groups;           // how many a merged group holds; how many are left
-  int64_t channels, outputs;        // of a merged group
-  int64_t K;                        // of a merged group: channels * kernel_h * kernel_w
+  int64_t merged, groups;  // how many a merged group holds; how many are left
+  int64_t channels, outputs;  // of a merged group
+  int64_t K;  // of a merged group: channels * kernel_h * kernel_w
   explicit Conv(const tt_conv2d& shape);
   bool padded() const {
     return shape.pad_top + shape.pad_bottom + shape.pad_left + shape.pad_right > 0;
@@ -30,14 +30,14 @@ struct Conv {
 constexpr int64_t kImageSlack = 64;
 
 struct Images {
-  const char* x;     // the first image
+  const char* x;  // the first image
   int64_t x_stride;  // bytes from one image to the next
   tt_dtype dtype;
   bool channels_last;
   int64_t count;
-  int8_t* q;     // [count] padded images [H][W][C], conv.image_bytes apart
+  int8_t* q;  // [count] padded images [H][W][C], conv.image_bytes apart
   float* scale;  // [count]
-  float* work;   // [count * image_work(conv)]
+  float* work;  // [count * image_work(conv)]
 };
 
 // Floats of working memory that quantize_images needs an image.
@@ -52,11 +52,11 @@ void channels_first(const void* rows, void* out, int64_t count, int64_t pixels, 
 
 // 32 channels of `pixels` neighbouring outputs of a depthwise convolution.
 struct DepthwiseRun {
-  const int8_t* x;        // the first output's patch, at the first channel
-  int64_t x_stride;       // bytes from one output's patch to the next one's
+  const int8_t* x;  // the first output's patch, at the first channel
+  int64_t x_stride;  // bytes from one output's patch to the next one's
   const int64_t* offset;  // [taps] of a tap from the patch's start
   const int16_t* weight;  // [taps][kDepthwiseChannels]
-  int64_t taps;           // even
+  int64_t taps;  // even
   int64_t pixels;
   int32_t* acc;  // [pixels][kMaxTileN]
 };

@@ -1,5 +1,5 @@
-#include "cpu/int8_conv2d_lanes.h"
 #include "cpu/f32x16.h"
+#include "cpu/int8_conv2d_lanes.h"
 
 namespace trimtab {
 

@@ -111,7 +111,8 @@ void quantize_pixels(const Job& job, int64_t image, int64_t begin, int64_t end) 
 // [pixels][channels] -> [channels][pixels] in 4-byte elements, one 16-byte square at a time.
 struct Square4 {
   static constexpr int64_t kSide = 4;
-  static void transpose(const uint32_t* from, int64_t from_stride, uint32_t* to, int64_t to_stride) {
+  static void transpose(const uint32_t* from, int64_t from_stride, uint32_t* to,
+                        int64_t to_stride) {
     __m128i a[4];
     for (int i = 0; i < 4; ++i)
       a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * from_stride));
@@ -126,7 +127,8 @@ struct Square4 {
 
 struct Square2 {
   static constexpr int64_t kSide = 8;
-  static void transpose(const uint16_t* from, int64_t from_stride, uint16_t* to, int64_t to_stride) {
+  static void transpose(const uint16_t* from, int64_t from_stride, uint16_t* to,
+                        int64_t to_stride) {
     __m128i a[8], b[8];
     for (int i = 0; i < 8; ++i)
       a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * from_stride));
@@ -188,7 +190,8 @@ void quantize_images(const Conv& conv, const Images& images, tt_isa isa, const t
   float* inverse = most + images.count * chunks;
   for (int64_t image = 0; image < images.count; ++image) {
     uint32_t bits = 0;  // as an integer: NaN and Inf stay on top
-    for (int64_t i = 0; i < chunks; ++i) bits = std::max(bits, float_bits(most[image * chunks + i]));
+    for (int64_t i = 0; i < chunks; ++i)
+      bits = std::max(bits, float_bits(most[image * chunks + i]));
     const RowScale row = row_scale(float_from_bits(bits));
     images.scale[image] = row.scale;
     inverse[image] = row.inverse;
@@ -196,7 +199,8 @@ void quantize_images(const Conv& conv, const Images& images, tt_isa isa, const t
 
   const Job job{conv, images, lanes, inverse};
   if (images.channels_last) {
-    const int64_t lines = std::max<int64_t>(kElements / std::max<int64_t>(s.width * s.channels, 1), 1);
+    const int64_t lines =
+        std::max<int64_t>(kElements / std::max<int64_t>(s.width * s.channels, 1), 1);
     const int64_t tasks = (s.height + lines - 1) / lines;
     parallel_run(pool, images.count * tasks, [&](int64_t task) {
       const int64_t begin = task % tasks * lines;

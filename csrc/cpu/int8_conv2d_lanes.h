@@ -55,8 +55,8 @@ inline void depthwise(const DepthwiseRun& run) {
       std::memcpy(&x1, x + run.offset[t + 1], sizeof x1);
       std::memcpy(&w0, run.weight + t * kDepthwiseChannels, sizeof w0);
       std::memcpy(&w1, run.weight + (t + 1) * kDepthwiseChannels, sizeof w1);
-      const Halves32 sum = __builtin_convertvector(x0, Halves32) * w0 +
-                           __builtin_convertvector(x1, Halves32) * w1;
+      const Halves32 sum =
+          __builtin_convertvector(x0, Halves32) * w0 + __builtin_convertvector(x1, Halves32) * w1;
       Halves16 half[2];
       std::memcpy(half, &sum, sizeof sum);
       low += __builtin_convertvector(half[0], Words16);

@@ -46,8 +46,8 @@ tt_status check_weight(const char* op, const tt_conv2d* s, const void* w, const 
   if (w == nullptr || packed == nullptr ||
       reinterpret_cast<uintptr_t>(packed) % TT_INT8_PACK_ALIGNMENT != 0) {
     return set_error(TT_INVALID_ARGUMENT,
-                     "%s: expected a weight and a packed buffer aligned to %d bytes, got %p, %p", op,
-                     TT_INT8_PACK_ALIGNMENT, w, packed);
+                     "%s: expected a weight and a packed buffer aligned to %d bytes, got %p, %p",
+                     op, TT_INT8_PACK_ALIGNMENT, w, packed);
   }
   return TT_OK;
 }
@@ -57,7 +57,8 @@ tt_status check_weight(const char* op, const tt_conv2d* s, const void* w, const 
 template <class F>
 void each_element(const Conv& conv, F&& copy) {
   const int64_t taps = conv.shape.kernel_h * conv.shape.kernel_w;
-  const int64_t own_channels = conv.channels / conv.merged, own_outputs = conv.outputs / conv.merged;
+  const int64_t own_channels = conv.channels / conv.merged,
+                own_outputs = conv.outputs / conv.merged;
   for (int64_t o = 0; o < conv.outputs; ++o) {
     const int64_t first = o / own_outputs * own_channels;
     for (int64_t c = 0; c < own_channels; ++c)
@@ -104,13 +105,15 @@ tt_status tt_int8_conv2d_pack(const tt_conv2d* shape, const int8_t* w, int8_t* p
   const int64_t ordered_bytes = conv.outputs * conv.K, plain = plain_bytes(conv);
   int8_t* ordered = static_cast<int8_t*>(thread_scratch(ordered_bytes, Scratch::kPatches));
   if (ordered == nullptr) {
-    return set_error(TT_OUT_OF_MEMORY, "int8_conv2d_pack: no memory for %lld bytes", (long long)ordered_bytes);
+    return set_error(TT_OUT_OF_MEMORY, "int8_conv2d_pack: no memory for %lld bytes",
+                     (long long)ordered_bytes);
   }
   for (int64_t g = 0; g < conv.groups && status == TT_OK; ++g) {
     const int8_t* from = w + g * plain;
     std::memset(ordered, 0, size_t(ordered_bytes));
     each_element(conv, [&](int64_t to, int64_t at) { ordered[to] = from[at]; });
-    status = tt_int8_pack(ordered, conv.K, conv.outputs, conv.K, packed + g * group_bytes(conv), parallel);
+    status = tt_int8_pack(ordered, conv.K, conv.outputs, conv.K, packed + g * group_bytes(conv),
+                          parallel);
   }
   return status;
 }

@@ -17,12 +17,13 @@ tt_status check_embedding(const char* op, const tt_int8_table* table, const void
     return set_error(TT_INVALID_ARGUMENT, "%s: expected a table and sizes >= 0", op);
   }
   if (index_size != 4 && index_size != 8) {
-    return set_error(TT_INVALID_ARGUMENT, "%s: expected indices of int32 or int64, got %d bytes", op,
-                     index_size);
+    return set_error(TT_INVALID_ARGUMENT, "%s: expected indices of int32 or int64, got %d bytes",
+                     op, index_size);
   }
   if (dtype_size(out_dtype) == 0) {
     return set_error(TT_INVALID_ARGUMENT,
-                     "%s: expected out of float32, bfloat16 or float16, got dtype %d", op, out_dtype);
+                     "%s: expected out of float32, bfloat16 or float16, got dtype %d", op,
+                     out_dtype);
   }
   if (count > 0 && (indices == nullptr ||
                     (table->rows > 0 && (table->scale == nullptr ||

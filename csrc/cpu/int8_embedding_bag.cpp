@@ -18,10 +18,12 @@ constexpr int64_t kColumns = 1024;
 
 tt_status check_bags(const tt_bags& b) {
   if (b.bags < 0 || (b.mode != TT_BAG_SUM && b.mode != TT_BAG_MEAN)) {
-    return set_error(TT_INVALID_ARGUMENT, "%s: expected bags >= 0 and mode 0 (sum) or 1 (mean)", kOp);
+    return set_error(TT_INVALID_ARGUMENT, "%s: expected bags >= 0 and mode 0 (sum) or 1 (mean)",
+                     kOp);
   }
   if (b.per_sample_weight != nullptr && b.mode != TT_BAG_SUM) {
-    return set_error(TT_INVALID_ARGUMENT, "%s: expected per_sample_weights with mode sum only", kOp);
+    return set_error(TT_INVALID_ARGUMENT, "%s: expected per_sample_weights with mode sum only",
+                     kOp);
   }
   if (b.offsets == nullptr) {
     if (b.bags > 0 ? b.count % b.bags == 0 : b.count == 0) return TT_OK;
@@ -35,10 +37,11 @@ tt_status check_bags(const tt_bags& b) {
   for (int64_t i = 0; i < b.offset_count; ++i) {
     const int64_t at = index_at(b.offsets, b.index_size, i);
     if ((i == 0 && at != 0) || at < before || at > b.count) {
-      return set_error(TT_INVALID_ARGUMENT,
-                       "%s: expected offsets that begin at 0, never fall and stay <= %lld, the number "
-                       "of indices, got %lld at position %lld",
-                       kOp, (long long)b.count, (long long)at, (long long)i);
+      return set_error(
+          TT_INVALID_ARGUMENT,
+          "%s: expected offsets that begin at 0, never fall and stay <= %lld, the number "
+          "of indices, got %lld at position %lld",
+          kOp, (long long)b.count, (long long)at, (long long)i);
     }
     before = at;
   }
@@ -91,7 +94,8 @@ tt_status tt_int8_embedding_bag(const tt_int8_table* table, const tt_bags* bags,
   const EmbeddingLanes& lanes = embedding_lanes(isa);
   const int64_t row_bytes = D * dtype_size(out_dtype);
   // A task is about 32 K added elements.
-  const int64_t bag_work = std::max<int64_t>(D * (bags->count / std::max<int64_t>(bags->bags, 1)), 1);
+  const int64_t bag_work =
+      std::max<int64_t>(D * (bags->count / std::max<int64_t>(bags->bags, 1)), 1);
   const int64_t step = std::max<int64_t>(32768 / bag_work, 1);
   const tt_parallel pool = parallel != nullptr ? *parallel : tt_parallel{nullptr, nullptr, 1};
   parallel_run(pool, (bags->bags + step - 1) / step, [&](int64_t task) {

@@ -1,5 +1,5 @@
-#include "math/f32x1.h"
 #include "cpu/int8_embedding_lanes.h"
+#include "math/f32x1.h"
 
 namespace trimtab {
 

@@ -12,11 +12,11 @@
 
 namespace trimtab {
 
-constexpr int64_t kStepK = 64;    // K of one panel step, and of an AMX tile
-constexpr int64_t kPanelN = 16;   // columns of one packed weight panel
-constexpr int64_t kMaxTileN = 64; // widest tile a kernel computes at once, in columns
-constexpr int kMaxTileM = 32;     // tallest, in rows
-constexpr int kMaxBlockM = 512;   // rows of one block at most
+constexpr int64_t kStepK = 64;  // K of one panel step, and of an AMX tile
+constexpr int64_t kPanelN = 16;  // columns of one packed weight panel
+constexpr int64_t kMaxTileN = 64;  // widest tile a kernel computes at once, in columns
+constexpr int kMaxTileM = 32;  // tallest, in rows
+constexpr int kMaxBlockM = 512;  // rows of one block at most
 
 inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 inline int64_t packed_panel_bytes(int64_t K) { return round_up(K, 4) * kPanelN; }
@@ -24,29 +24,30 @@ inline int64_t packed_panel_bytes(int64_t K) { return round_up(K, 4) * kPanelN; 
 // Scales, activates, rounds and stores an int32 tile.
 // acc [rows][cols] int32, rows acc_stride apart;  a_scale [rows], b_scale and bias [cols] at this tile
 // out at this tile, rows out_stride elements apart
-using EpilogueFn = void (*)(const int32_t* acc, int acc_stride, int rows, int cols, const float* a_scale,
-                            const float* b_scale, const float* bias, void* out, int64_t out_stride);
+using EpilogueFn = void (*)(const int32_t* acc, int acc_stride, int rows, int cols,
+                            const float* a_scale, const float* b_scale, const float* bias,
+                            void* out, int64_t out_stride);
 
 // One block of the product: `panels` row panels by columns [n_begin, n_end), over all of K.
 struct Int8Block {
-  const void* a;         // first panel; panels are a_panel_bytes apart
+  const void* a;  // first panel; panels are a_panel_bytes apart
   int64_t a_panel_bytes;
   const float* a_scale;  // [rows]
-  int64_t rows;          // valid rows in these panels
-  const int8_t* b;       // the whole packed weight
+  int64_t rows;  // valid rows in these panels
+  const int8_t* b;  // the whole packed weight
   int64_t K, N, n_begin, n_end;  // n_begin a multiple of kPanelN
   const float* b_scale;  // [N]
-  const float* bias;     // [N], -0.0 where there is none: t + -0.0 is t for every t
-  char* out;             // row 0 of these panels, column 0 of the matrix
-  int64_t out_stride;    // elements
-  int out_size;          // bytes an element
+  const float* bias;  // [N], -0.0 where there is none: t + -0.0 is t for every t
+  char* out;  // row 0 of these panels, column 0 of the matrix
+  int64_t out_stride;  // elements
+  int out_size;  // bytes an element
   EpilogueFn epilogue;
 };
 
 struct Int8Kernel {
   tt_isa isa;
-  int mr;        // rows of an activation panel
-  int a_cell;    // bytes of one activation in a panel
+  int mr;  // rows of an activation panel
+  int a_cell;  // bytes of one activation in a panel
   int tile_panels;  // row panels of the tallest tile
   // int8 rows -> panel
   void (*pack_a)(const int8_t* a, int64_t a_stride, int rows, int64_t K, void* panel);
@@ -65,9 +66,9 @@ using QuantizeRowFn = void (*)(const void* x, tt_dtype dtype, int64_t K, int8_t*
 QuantizeRowFn quantize_row(tt_isa isa);
 
 // Each instruction set's entry points; defined in <op>_<isa>.cpp.
-#define TT_DECLARE_INT8_KERNEL(isa)                                                             \
-  void int8_pack_a_##isa(const int8_t*, int64_t, int, int64_t, void*);                          \
-  void int8_quantize_a_##isa(const void*, tt_dtype, int64_t, int, int64_t, void*, float*);      \
+#define TT_DECLARE_INT8_KERNEL(isa)                                                        \
+  void int8_pack_a_##isa(const int8_t*, int64_t, int, int64_t, void*);                     \
+  void int8_quantize_a_##isa(const void*, tt_dtype, int64_t, int, int64_t, void*, float*); \
   void int8_block_##isa(const Int8Block&);
 TT_DECLARE_INT8_KERNEL(scalar)
 TT_DECLARE_INT8_KERNEL(avx2)

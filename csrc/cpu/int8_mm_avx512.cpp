@@ -78,8 +78,8 @@ void block(const Int8Block& s) {
     const int panels = (cols + 15) / 16;
     const TileFn fn = rows <= 4 ? kFewRows[rows - 1][panels - 1] : kManyRows[rows - 5][panels - 1];
     fn(a, b, b_panel, s.K, acc);
-    s.epilogue(acc, kMaxTileN, rows, cols, s.a_scale + m, s.b_scale + n, s.bias + n, tile_out(s, m, n),
-               s.out_stride);
+    s.epilogue(acc, kMaxTileN, rows, cols, s.a_scale + m, s.b_scale + n, s.bias + n,
+               tile_out(s, m, n), s.out_stride);
   });
 }
 

@@ -9,7 +9,7 @@ namespace trimtab {
 namespace {
 
 enum class Cell {
-  kInt8,   // the value: AMX, scalar
+  kInt8,  // the value: AMX, scalar
   kUint8,  // value + 128: vpdpbusd takes unsigned by signed
   kInt16,  // widened, k in the order 0 2 1 3: vpmaddwd pairs (k0,k2) and (k1,k3)
 };

@@ -159,14 +159,16 @@ tt_status run_product(const char* op, const RowSource& source, const int8_t* b_p
   const Int8Kernel& kernel = int8_kernel(isa, M);
   const tt_parallel pool = parallel != nullptr ? *parallel : tt_parallel{nullptr, nullptr, 1};
 
-  const int64_t panel_bytes = std::max<int64_t>(round_up(K, kStepK), kStepK) * kernel.mr * kernel.a_cell;
+  const int64_t panel_bytes =
+      std::max<int64_t>(round_up(K, kStepK), kStepK) * kernel.mr * kernel.a_cell;
   const int64_t tall = kernel.tile_panels;
   const int64_t pass_panels = std::max<int64_t>(kMaxPanelBytes / panel_bytes / tall * tall, tall);
   const int64_t pass_rows = std::min(pass_panels * kernel.mr, round_up(M, kernel.mr));
   const bool own_bias = epilogue.bias == nullptr || epilogue.bias_dtype != TT_F32;
   const int64_t a_bytes = round_up(pass_rows / kernel.mr * panel_bytes, 64);
   const int64_t scale_bytes = round_up(pass_rows * 4, 64);
-  char* scratch = static_cast<char*>(thread_scratch(a_bytes + scale_bytes + (own_bias ? N * 4 : 0)));
+  char* scratch =
+      static_cast<char*>(thread_scratch(a_bytes + scale_bytes + (own_bias ? N * 4 : 0)));
   if (scratch == nullptr) {
     return set_error(TT_OUT_OF_MEMORY, "%s: no memory for %lld bytes of scratch", op,
                      (long long)(a_bytes + scale_bytes));
@@ -178,9 +180,20 @@ tt_status run_product(const char* op, const RowSource& source, const int8_t* b_p
   pass.source = &source;
   pass.kernel = &kernel;
   Int8Block& block = pass.block;
-  block = {scratch, panel_bytes, reinterpret_cast<float*>(scratch + a_bytes), 0, b_packed, K, N, 0, N,
-           epilogue.b_scale, own_bias ? bias : static_cast<const float*>(epilogue.bias), nullptr,
-           epilogue.out_stride, dtype_size(epilogue.out_dtype),
+  block = {scratch,
+           panel_bytes,
+           reinterpret_cast<float*>(scratch + a_bytes),
+           0,
+           b_packed,
+           K,
+           N,
+           0,
+           N,
+           epilogue.b_scale,
+           own_bias ? bias : static_cast<const float*>(epilogue.bias),
+           nullptr,
+           epilogue.out_stride,
+           dtype_size(epilogue.out_dtype),
            kernel.epilogue(epilogue.activation, epilogue.out_dtype)};
   const int threads = pool.run != nullptr && worth_threads(kernel, M, N, K) ? pool.threads : 1;
   for (int64_t m = 0; m < M; m += pass_rows) {

@@ -84,7 +84,8 @@ tt_status parse(const char* name, const char* source, tt_isa* isa) {
     return TT_OK;
   }
   return set_error(TT_INVALID_ARGUMENT,
-                   "%s: expected scalar, avx2, avxvnni, avx512 or amx, got \"%.40s\"", source, name);
+                   "%s: expected scalar, avx2, avxvnni, avx512 or amx, got \"%.40s\"", source,
+                   name);
 }
 
 std::atomic<int> chosen{-1};  // -1: not read yet

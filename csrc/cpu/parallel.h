@@ -13,8 +13,9 @@ void parallel_run(const tt_parallel& pool, int64_t n, F&& body) {
     return;
   }
   using Body = typename std::remove_reference<F>::type;
-  pool.run(pool.pool, n, [](void* ctx, int64_t i) { (*static_cast<Body*>(ctx))(i); },
-           const_cast<void*>(static_cast<const void*>(&body)));
+  pool.run(
+      pool.pool, n, [](void* ctx, int64_t i) { (*static_cast<Body*>(ctx))(i); },
+      const_cast<void*>(static_cast<const void*>(&body)));
 }
 
 }  // namespace trimtab

@@ -23,7 +23,8 @@ float row_absmax(const T* x, int64_t K) {
   float lanes[V::lanes];
   all.store(lanes);
   uint32_t bits = 0;
-  for (int i = 0; i < V::lanes; ++i) bits = float_bits(lanes[i]) > bits ? float_bits(lanes[i]) : bits;
+  for (int i = 0; i < V::lanes; ++i)
+    bits = float_bits(lanes[i]) > bits ? float_bits(lanes[i]) : bits;
   return float_from_bits(bits);
 }
 

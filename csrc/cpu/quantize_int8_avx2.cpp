@@ -1,5 +1,5 @@
-#include "cpu/quantize_int8.h"
 #include "cpu/f32x8.h"
+#include "cpu/quantize_int8.h"
 
 namespace trimtab {
 

@@ -10,9 +10,31 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _MODULES = ("kernels", "nn", "numpy", "ops", "reference", "report", "swap")
-_NAMES = {"swap_": "swap", "Int8": "swap", "SwapReport": "report", "get_isa": "ops", "set_isa": "ops"}
+_NAMES = {
+    "swap_": "swap",
+    "Int8": "swap",
+    "SwapReport": "report",
+    "get_isa": "ops",
+    "set_isa": "ops",
+}
 
-__all__ = [*_NAMES, *_MODULES, "get_include", "get_library_dir", "get_cmake_dir"]
+__all__ = [
+    "Int8",
+    "SwapReport",
+    "get_cmake_dir",
+    "get_include",
+    "get_isa",
+    "get_library_dir",
+    "kernels",
+    "nn",
+    "numpy",
+    "ops",
+    "reference",
+    "report",
+    "set_isa",
+    "swap",
+    "swap_",
+]
 
 if TYPE_CHECKING:
     from . import kernels, nn, numpy, ops, reference, report, swap

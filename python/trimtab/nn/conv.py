@@ -19,9 +19,9 @@ class Int8Conv2d(Int8Weight, nn.Conv2d):
 
     ``x`` [B, C, H, W] or [C, H, W] of float32, bfloat16 or float16 is quantized image by image (one
     scale over all of an image); the sums are exact in int32, so the same input gives the same bits on
-    every device and batch size. The result has the dtype of ``x``, and its memory format. Every stride,
-    padding, padding mode, dilation and groups of torch.nn.Conv2d. Gradients flow to ``x`` and ``bias``;
-    the weight is fixed.
+    every device and batch size. The result has the dtype of ``x`` and its memory format (contiguous
+    after circular padding, as nn.Conv2d's). Every stride, padding, padding mode, dilation and groups of
+    torch.nn.Conv2d. Gradients flow to ``x`` and ``bias``; the weight is fixed.
 
     ``weight`` is computed on demand: the float weight [O, C / groups, kh, kw] that the int8 one stands
     for. Writing to it changes nothing.

@@ -26,7 +26,6 @@ class Int8Weight(nn.Module):
 
     packed: Tensor
     weight_scale: Tensor
-    bias: Tensor | None
     weight_shape: tuple[int, ...]  # [N, K], [O, C, kh, kw], ...: one scale for each of the first
     dtype: torch.dtype
 
@@ -59,7 +58,8 @@ class Int8Weight(nn.Module):
 
     def resident_bytes(self) -> int:
         """Bytes the weight, its scale and the bias occupy."""
-        tensors = [self.packed, self.weight_scale, *([] if self.bias is None else [self.bias])]
+        bias = self._parameters.get("bias")
+        tensors = [self.packed, self.weight_scale, *([] if bias is None else [bias])]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int8Weight":
@@ -123,7 +123,9 @@ class Int8Weight(nn.Module):
             own["weight"].to(device), own["weight_scale"].to(device, torch.float32, copy=True)
         )
         if self.packed is own["weight"] and not local_metadata.get("assign_to_params_buffers"):
-            self.packed = self.packed.clone()  # neither packed nor moved: still the checkpoint's own
+            self.packed = (
+                self.packed.clone()
+            )  # neither packed nor moved: still the checkpoint's own
 
     def _checkpoint_problem(self, own: dict[str, Tensor], missing: list[str]) -> str:
         """Why these entries cannot be this layer's weight; empty if they can."""
@@ -140,9 +142,7 @@ class Int8Weight(nn.Module):
         if version.device.type != "meta" and int(version) != FORMAT_VERSION:
             return f"expected format version {FORMAT_VERSION}, got {int(version)}"
         if weight.dtype != torch.int8 or tuple(weight.shape) != self.weight_shape:
-            return (
-                f"expected weight {list(self.weight_shape)} int8, got {ops.library.describe(weight)}"
-            )
+            return f"expected weight {list(self.weight_shape)} int8, got {ops.library.describe(weight)}"
         if scale.dtype != torch.float32 or scale.shape != self.weight_scale.shape:
             return (
                 f"expected weight_scale {list(self.weight_scale.shape)} float32, got "

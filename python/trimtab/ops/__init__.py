@@ -1,6 +1,6 @@
 """The operators: tensors in, tensors out, each a ``torch.ops.trimtab.*`` op underneath."""
 
-from . import triton_backend as _triton_backend
+from . import triton_backend  # noqa: F401  (registers the CUDA implementations)
 from .int8_conv2d import int8_conv2d, int8_conv2d_pack, int8_conv2d_unpack
 from .int8_embedding import int8_embedding
 from .int8_embedding_bag import int8_embedding_bag

@@ -53,4 +53,4 @@ class _AfterImport:
 
 
 if _COUNTER not in sys.modules:
-    sys.meta_path.insert(0, _AfterImport())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _AfterImport())

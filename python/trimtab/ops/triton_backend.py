@@ -1,4 +1,4 @@
-"""The CUDA implementation of the int8 ops: the Triton kernels of trimtab.kernels, imported on first use.
+"""The CUDA implementation of the int8 ops: trimtab.kernels, imported on first use.
 
 "cuda" is what torch calls AMD's devices too, so this serves wherever Triton does.
 """

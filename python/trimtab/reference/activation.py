@@ -61,11 +61,11 @@ def _copysign(mag: np.ndarray, sgn: np.ndarray) -> np.ndarray:
     return _float((_bits(mag) & np.uint32(0x7FFFFFFF)) | sign)
 
 
-def _horner(x: np.ndarray, p: np.ndarray, *coefficients: np.float32) -> np.ndarray:
+def _horner(x: np.ndarray, p: np.ndarray | np.float32, *coefficients: np.float32) -> np.ndarray:
     """((p x + c) x + ...) x + last coefficient"""
     for c in coefficients:
         p = p * x + c
-    return p
+    return np.asarray(p)
 
 
 def _exp(x: np.ndarray) -> np.ndarray:
@@ -247,7 +247,7 @@ def gelu_tanh(x: np.ndarray) -> np.ndarray:
     return _run(_gelu_tanh, x)
 
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "none": np.asarray,
     "relu": relu,
     "gelu": gelu,

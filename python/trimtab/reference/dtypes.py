@@ -5,9 +5,11 @@ float32  -> np.float32        float16 -> np.float16        bfloat16 -> np.uint16
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-_STORAGE = {
+_STORAGE: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(np.uint16),
