@@ -19,7 +19,7 @@ def _kernel(op: str) -> Callable[..., Any]:
 
 
 def _quantize_int8(x: Tensor) -> tuple[Tensor, Tensor]:
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])  # -1 is refused where K is 0
     q, scale = _kernel("quantize_int8")(rows)
     return q.reshape(x.shape), scale.reshape(x.shape[:-1])
 
