@@ -94,7 +94,7 @@ def relu(x):
 
 @triton.jit
 def silu(x):
-    a = _max(-111.0, x)
+    a = _max(-111.0, x)  # the C++ selects -0.0 below: the same bits, without underflow
     c = _min(18.0, a)
     n = _ceil(c * LOG2E)
     r = (n * LN2_HI - c) + n * LN2_LO
@@ -104,7 +104,7 @@ def silu(x):
 
 @triton.jit
 def gelu_tanh(x):
-    a = _max(-10.8125, x)
+    a = _max(-10.8125, x)  # the C++ selects -0.0 below
     c = _min(5.25, a)
     h = (c + 786432.0) - 786432.0
     l = c - h
@@ -127,7 +127,7 @@ def gelu_tanh(x):
 
 @triton.jit
 def gelu(x):
-    t = _min(14.5, tl.abs(x))
+    t = tl.where((x > -14.5) & (x < 6.0), tl.abs(x), 0.0)
     h = _float(_bits(t) & -4096)  # 0xfffff000
     u = h * h
     v = (t - h) * (t + h)

@@ -62,7 +62,7 @@ tt_status tt_int8_embedding(const tt_int8_table* table, const void* indices, int
   const int64_t row_bytes = D * dtype_size(out_dtype);
   // A task is about 32 K elements, 10 us: several times what waking a thread costs.
   const int64_t rows = std::max<int64_t>(32768 / std::max<int64_t>(D, 1), 1);
-  const tt_parallel pool = parallel != nullptr ? *parallel : tt_parallel{nullptr, nullptr, 1};
+  const tt_parallel pool = pool_or_serial(parallel);
   parallel_run(pool, (count + rows - 1) / rows, [&](int64_t task) {
     const int64_t end = std::min((task + 1) * rows, count);
     for (int64_t i = task * rows; i < end; ++i) {

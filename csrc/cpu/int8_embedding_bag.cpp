@@ -97,7 +97,7 @@ tt_status tt_int8_embedding_bag(const tt_int8_table* table, const tt_bags* bags,
   const int64_t bag_work =
       std::max<int64_t>(D * (bags->count / std::max<int64_t>(bags->bags, 1)), 1);
   const int64_t step = std::max<int64_t>(32768 / bag_work, 1);
-  const tt_parallel pool = parallel != nullptr ? *parallel : tt_parallel{nullptr, nullptr, 1};
+  const tt_parallel pool = pool_or_serial(parallel);
   parallel_run(pool, (bags->bags + step - 1) / step, [&](int64_t task) {
     const int64_t end = std::min((task + 1) * step, bags->bags);
     for (int64_t bag = task * step; bag < end; ++bag)

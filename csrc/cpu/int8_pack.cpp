@@ -27,6 +27,8 @@ tt_status check(const char* op, const int8_t* b, int64_t b_stride, int64_t N, in
   return TT_OK;
 }
 
+constexpr int64_t kParallelBytes = 256 << 10;  // 50 us of copying
+
 int64_t panel_count(int64_t N) { return round_up(N, kPanelN) / kPanelN; }
 
 // Copies one panel in either direction; `packed` to or from 16 rows of b.
@@ -61,7 +63,7 @@ tt_status tt_int8_pack(const int8_t* b, int64_t b_stride, int64_t N, int64_t K, 
   const tt_status status = check("int8_pack", b, b_stride, N, K, packed);
   if (status != TT_OK) return status;
   const int64_t bytes = packed_panel_bytes(K);
-  const tt_parallel pool = parallel != nullptr ? *parallel : tt_parallel{nullptr, nullptr, 1};
+  const tt_parallel pool = pool_or_serial(parallel, N * K > kParallelBytes);
   parallel_run(pool, panel_count(N), [&](int64_t p) {
     const int64_t rows = N - p * kPanelN < kPanelN ? N - p * kPanelN : kPanelN;
     if (rows < kPanelN || K % 4 != 0) std::memset(packed + p * bytes, 0, size_t(bytes));
@@ -76,7 +78,7 @@ tt_status tt_int8_unpack(const int8_t* packed, int64_t N, int64_t K, int8_t* b, 
   const tt_status status = check("int8_unpack", b, b_stride, N, K, packed);
   if (status != TT_OK) return status;
   const int64_t bytes = packed_panel_bytes(K);
-  const tt_parallel pool = parallel != nullptr ? *parallel : tt_parallel{nullptr, nullptr, 1};
+  const tt_parallel pool = pool_or_serial(parallel, N * K > kParallelBytes);
   parallel_run(pool, panel_count(N), [&](int64_t p) {
     const int64_t rows = N - p * kPanelN < kPanelN ? N - p * kPanelN : kPanelN;
     copy_panel<false>(packed + p * bytes, b + p * kPanelN * b_stride, b_stride, rows, K);

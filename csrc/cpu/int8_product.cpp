@@ -157,7 +157,7 @@ tt_status run_product(const char* op, const RowSource& source, const int8_t* b_p
   const tt_status status = current_isa(&isa);
   if (status != TT_OK || M == 0 || N == 0) return status;
   const Int8Kernel& kernel = int8_kernel(isa, M);
-  const tt_parallel pool = parallel != nullptr ? *parallel : tt_parallel{nullptr, nullptr, 1};
+  const tt_parallel pool = pool_or_serial(parallel);
 
   const int64_t panel_bytes =
       std::max<int64_t>(round_up(K, kStepK), kStepK) * kernel.mr * kernel.a_cell;

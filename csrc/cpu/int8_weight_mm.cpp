@@ -175,7 +175,7 @@ tt_status tt_int8_weight_mm(const void* x, tt_dtype x_dtype, int64_t x_stride,
                 epilogue->out_stride,
                 dtype_size(epilogue->out_dtype),
                 pass.kernel->epilogue(epilogue->activation, epilogue->out_dtype)};
-  const tt_parallel pool = parallel != nullptr ? *parallel : tt_parallel{nullptr, nullptr, 1};
+  const tt_parallel pool = pool_or_serial(parallel);
   const int threads = pool.run != nullptr && worth_threads(isa, M, N, K) ? pool.threads : 1;
   for (int64_t m = 0; m < M; m += pass_rows) {
     pass.x = static_cast<const char*>(x) + m * pass.row_bytes;

@@ -6,6 +6,12 @@
 
 namespace trimtab {
 
+// The caller's pool, or the calling thread alone where there is none or the work does not pay for
+// waking others (about 5 us).
+inline tt_parallel pool_or_serial(const tt_parallel* parallel, bool worth = true) {
+  return parallel != nullptr && worth ? *parallel : tt_parallel{nullptr, nullptr, 1};
+}
+
 template <class F>
 void parallel_run(const tt_parallel& pool, int64_t n, F&& body) {
   if (pool.run == nullptr || n <= 1) {

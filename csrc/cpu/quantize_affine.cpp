@@ -52,7 +52,7 @@ void for_each_span(const tt_affine& codes, int64_t M, int64_t K, float levels,
   const int64_t spans = (groups + span_groups - 1) / span_groups;  // of a row
   const int64_t spans_a_task = std::max<int64_t>(kTask / (span_groups * group), 1);
   const int64_t all = M * spans;
-  const tt_parallel pool = parallel != nullptr ? *parallel : tt_parallel{nullptr, nullptr, 1};
+  const tt_parallel pool = pool_or_serial(parallel);
   parallel_run(pool, (all + spans_a_task - 1) / spans_a_task, [&](int64_t task) {
     const int64_t end = std::min((task + 1) * spans_a_task, all);
     for (int64_t s = task * spans_a_task; s < end; ++s) {

@@ -41,7 +41,7 @@ tt_status tt_quantize_int8(const void* x, tt_dtype x_dtype, int64_t x_stride, in
   // A task is about 64 K elements: 10 us, several times what waking a thread costs.
   const int64_t rows_a_task = K > 0 ? (65536 + K - 1) / K : M;
   const int64_t tasks = M > 0 ? (M + rows_a_task - 1) / rows_a_task : 0;
-  const tt_parallel pool = parallel != nullptr ? *parallel : tt_parallel{nullptr, nullptr, 1};
+  const tt_parallel pool = pool_or_serial(parallel);
   parallel_run(pool, tasks, [&](int64_t task) {
     const int64_t end = (task + 1) * rows_a_task < M ? (task + 1) * rows_a_task : M;
     for (int64_t m = task * rows_a_task; m < end; ++m)

@@ -12,8 +12,8 @@
 #include <vector>
 
 // STD_TORCH_CHECK without its prefix of function and build path: the message alone, which names the op.
-#define TT_CHECK(condition, ...)                                                   \
-  do {                                                                             \
+#define TT_CHECK(condition, ...)                                                    \
+  do {                                                                              \
     if (!(condition)) throw std::runtime_error(trimtab::join_message(__VA_ARGS__)); \
   } while (0)
 
@@ -42,7 +42,8 @@ std::string describe(const Tensor& tensor);
 tt_dtype float_dtype(const char* op, const char* name, const Tensor& tensor);
 
 // Throws unless the tensor is int8 / fp32, has `rank` dimensions (-1: any) and lies on the CPU.
-void check_tensor(const char* op, const char* name, const Tensor& tensor, ScalarType dtype, int rank);
+void check_tensor(const char* op, const char* name, const Tensor& tensor, ScalarType dtype,
+                  int rank);
 
 // Throws unless `out` is a contiguous CPU tensor of that dtype and those sizes.
 void check_out(const char* op, const char* name, const Tensor& out, ScalarType dtype,
@@ -57,6 +58,9 @@ struct Rows {
   explicit Rows(const Tensor& x);
 };
 
+// A new CPU tensor; the first dimension has the largest stride.
+Tensor empty_strided_cpu(const int64_t* sizes, const int64_t* strides, int64_t rank,
+                         ScalarType dtype);
 // A new contiguous CPU tensor.
 Tensor empty_cpu(const int64_t* sizes, int64_t rank, ScalarType dtype);
 // The sizes of x with the last one replaced.
@@ -76,10 +80,10 @@ struct PackedWeight {
 // exit when an op with a named overload is (jit::deregisterOperator meets a schema that is gone).
 #define TT_OPS(m) TT_REGISTER(tt_define_ops, FRAGMENT, nullptr, m)
 #define TT_CPU_OPS(m) TT_REGISTER(tt_implement_cpu, IMPL, "CPU", m)
-#define TT_REGISTER(function, kind, key, m)                                                  \
-  static void function(torch::stable::detail::StableLibrary&);                               \
-  [[maybe_unused]] static const auto& function##_kept =                                      \
-      *new torch::stable::detail::StableTorchLibraryInit(                                    \
+#define TT_REGISTER(function, kind, key, m)                                                      \
+  static void function(torch::stable::detail::StableLibrary&);                                   \
+  [[maybe_unused]] static const auto& function##_kept =                                          \
+      *new torch::stable::detail::StableTorchLibraryInit(                                        \
           torch::stable::detail::StableLibrary::Kind::kind, &function, "trimtab", key, __FILE__, \
-          __LINE__);                                                                         \
+          __LINE__);                                                                             \
   static void function(torch::stable::detail::StableLibrary& m)

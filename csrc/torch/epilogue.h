@@ -24,12 +24,13 @@ struct EpilogueArgs {
     if (bias) {
       bias_dtype = float_dtype(op, "bias", *bias);
       TT_CHECK(bias->dim() == 1 && bias->numel() == N && bias->is_contiguous(), op,
-                      ": expected a contiguous bias [N=", N, "], got ", describe(*bias));
+               ": expected a contiguous bias [N=", N, "], got ", describe(*bias));
       TT_CHECK(bias->is_cpu(), op, ": expected bias on the CPU, like the others");
     }
     TT_CHECK(activation_code >= TT_ACT_NONE && activation_code <= TT_ACT_SILU, op,
-                    ": expected activation 0 (none), 1 (relu), 2 (gelu), 3 (gelu_tanh) or 4 (silu), "
-                    "got ", activation_code);
+             ": expected activation 0 (none), 1 (relu), 2 (gelu), 3 (gelu_tanh) or 4 (silu), "
+             "got ",
+             activation_code);
   }
 
   // For an output whose dtype was checked: rows of N adjacent elements.

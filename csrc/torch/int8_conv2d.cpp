@@ -19,17 +19,16 @@ void check_ints(const char* op, const char* name, const Ints& values, size_t cou
   std::string text;
   for (size_t i = 0; i < values.size(); ++i) text += (i ? ", " : "") + std::to_string(values[i]);
   TT_CHECK(good, op, ": expected ", name, " of ", count, " integers >= ", least, ", got [", text,
-                  "]");
+           "]");
 }
 
 tt_conv2d weight_shape(const char* op, int64_t O, int64_t C, int64_t kernel_h, int64_t kernel_w,
                        int64_t groups) {
   TT_CHECK(O > 0 && C > 0 && kernel_h > 0 && kernel_w > 0, op,
-                  ": expected channels and kernel sizes >= 1, got out ", O, ", in ", C, ", kernel ",
-                  kernel_h, "x", kernel_w);
-  TT_CHECK(groups > 0 && C % groups == 0 && O % groups == 0, op,
-                  ": expected groups that divide ", C, " input and ", O, " output channels, got ",
-                  groups);
+           ": expected channels and kernel sizes >= 1, got out ", O, ", in ", C, ", kernel ",
+           kernel_h, "x", kernel_w);
+  TT_CHECK(groups > 0 && C % groups == 0 && O % groups == 0, op, ": expected groups that divide ",
+           C, " input and ", O, " output channels, got ", groups);
   return {0, C, 0, 0, O, groups, kernel_h, kernel_w, 1, 1, 0, 0, 0, 0, 1, 1};
 }
 
@@ -53,8 +52,8 @@ void check_packed(const char* op, const tt_conv2d& shape, const Tensor& packed) 
   check_tensor(op, "a packed weight", packed, ScalarType::Char, 1);
   const int64_t bytes = tt_int8_conv2d_packed_size(&shape);
   TT_CHECK(packed.numel() == bytes && packed.is_contiguous(), op,
-                  ": expected a contiguous packed weight of ", bytes,
-                  " bytes (from int8_conv2d_pack), got ", describe(packed));
+           ": expected a contiguous packed weight of ", bytes,
+           " bytes (from int8_conv2d_pack), got ", describe(packed));
 }
 
 Tensor int8_conv2d_pack(const Tensor& weight, int64_t groups) {
@@ -64,8 +63,7 @@ Tensor int8_conv2d_pack(const Tensor& weight, int64_t groups) {
 Tensor int8_conv2d_unpack(const Tensor& packed, Ints sizes, int64_t groups) {
   constexpr const char* op = "int8_conv2d_unpack";
   check_ints(op, "sizes", sizes, 4, 1);
-  const tt_conv2d shape =
-      weight_shape(op, sizes[0], sizes[1] * groups, sizes[2], sizes[3], groups);
+  const tt_conv2d shape = weight_shape(op, sizes[0], sizes[1] * groups, sizes[2], sizes[3], groups);
   check_packed(op, shape, packed);
   const Tensor out = empty_cpu(sizes.data(), 4, ScalarType::Char);
   const tt_parallel pool = torch_pool();
@@ -97,7 +95,9 @@ struct ConvArgs {
   ConvArgs(const Tensor& x_any, const Tensor& weight, const Tensor& weight_scale,
            const std::optional<Tensor>& bias, const Ints& kernel_size, const Ints& stride,
            const Ints& padding, const Ints& dilation, int64_t groups, int64_t activation)
-      : x(x_any), packed(weight), dtype(float_dtype(kOp, "x", x_any)),
+      : x(x_any),
+        packed(weight),
+        dtype(float_dtype(kOp, "x", x_any)),
         epilogue(kOp, "weight_scale", weight_scale, bias, activation) {
     TT_CHECK(x.dim() == 4, kOp, ": expected x [B, C, H, W], got ", describe(x));
     TT_CHECK(x.is_cpu() && weight.is_cpu(), kOp, ": expected x and weight on the CPU");
@@ -113,9 +113,9 @@ struct ConvArgs {
     shape.pad_left = padding[2], shape.pad_right = padding[3];
     shape.dilation_h = dilation[0], shape.dilation_w = dilation[1];
     TT_CHECK(tt_conv2d_out_height(&shape) > 0 && tt_conv2d_out_width(&shape) > 0, kOp,
-                    ": expected a kernel no larger than the padded image, got kernel ", kernel_size[0],
-                    "x", kernel_size[1], " with dilation ", dilation[0], "x", dilation[1], " on ",
-                    n[2] + padding[0] + padding[1], "x", n[3] + padding[2] + padding[3]);
+             ": expected a kernel no larger than the padded image, got kernel ", kernel_size[0],
+             "x", kernel_size[1], " with dilation ", dilation[0], "x", dilation[1], " on ",
+             n[2] + padding[0] + padding[1], "x", n[3] + padding[2] + padding[3]);
     take_weight(weight);
     channels_last = is_channels_last(x);
     x_channels_last = !images_are(x, false);
@@ -132,8 +132,8 @@ struct ConvArgs {
                               shape.kernel_w};
     for (int d = 0; d < 4; ++d) {
       TT_CHECK(weight.sizes()[d] == wanted[d], kOp, ": expected weight [O=", wanted[0],
-                      ", C/groups=", wanted[1], ", ", wanted[2], ", ", wanted[3],
-                      "] int8 or its packed form, got ", describe(weight));
+               ", C/groups=", wanted[1], ", ", wanted[2], ", ", wanted[3],
+               "] int8 or its packed form, got ", describe(weight));
     }
     packed = pack(shape, weight);
   }
@@ -154,11 +154,7 @@ struct ConvArgs {
 
 Tensor empty_channels_last(const Ints& n, ScalarType dtype) {
   const Ints strides = {n[1] * n[2] * n[3], 1, n[1] * n[3], n[1]};
-  AtenTensorHandle handle;
-  const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      4, n.data(), strides.data(), code, aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+  return empty_strided_cpu(n.data(), strides.data(), 4, dtype);
 }
 
 Tensor int8_conv2d(const Tensor& x, const Tensor& weight, const Tensor& weight_scale,
@@ -186,8 +182,8 @@ void int8_conv2d_out(const Tensor& x, const Tensor& weight, const Tensor& weight
   const bool last = out.dim() == 4 && is_channels_last(out);
   if (!last) check_out(kOp, "out", out, out.scalar_type(), sizes.data(), 4);
   for (int d = 0; d < 4; ++d) {
-    TT_CHECK(out.sizes()[d] == sizes[size_t(d)], kOp, ": expected out [", sizes[0], ", ",
-                    sizes[1], ", ", sizes[2], ", ", sizes[3], "], got ", describe(out));
+    TT_CHECK(out.sizes()[d] == sizes[size_t(d)], kOp, ": expected out [", sizes[0], ", ", sizes[1],
+             ", ", sizes[2], ", ", sizes[3], "], got ", describe(out));
   }
   args.run(out, last);
 }

@@ -17,20 +17,21 @@ struct EmbeddingArgs {
     index_size = check_index(op, "indices", indices);
     check_tensor(op, "weight", weight, ScalarType::Char, 2);
     check_tensor(op, "weight_scale", scale, ScalarType::Float, 1);
-    TT_CHECK(scale.numel() == weight.sizes()[0], op, ": expected weight_scale [V=",
-                    weight.sizes()[0], "], got ", describe(scale));
+    TT_CHECK(scale.numel() == weight.sizes()[0], op,
+             ": expected weight_scale [V=", weight.sizes()[0], "], got ", describe(scale));
     indices = torch::stable::contiguous(indices);
     weight = torch::stable::contiguous(weight);
     scale = torch::stable::contiguous(scale);
     table = {static_cast<const int8_t*>(weight.const_data_ptr()),
-             static_cast<const float*>(scale.const_data_ptr()), weight.sizes()[0], weight.sizes()[1]};
+             static_cast<const float*>(scale.const_data_ptr()), weight.sizes()[0],
+             weight.sizes()[1]};
   }
 
   // Bytes of an index; throws unless the tensor is int32 or int64 on the CPU.
   static int32_t check_index(const char* op, const char* name, const Tensor& tensor) {
     const bool is_int = tensor.scalar_type() == ScalarType::Int;
     TT_CHECK(is_int || tensor.scalar_type() == ScalarType::Long, op, ": expected ", name,
-                    " of int32 or int64, got ", describe(tensor));
+             " of int32 or int64, got ", describe(tensor));
     TT_CHECK(tensor.is_cpu(), op, ": expected ", name, " on the CPU, like the others");
     return is_int ? 4 : 8;
   }

@@ -17,10 +17,10 @@ struct BagArgs {
           bool include_last_offset)
       : table(kOp, indices, weight, weight_scale) {
     TT_CHECK(indices.dim() == (offsets_or_none ? 1 : 2), kOp,
-                    ": expected indices [n] with offsets or [bags, n] without, got ",
-                    describe(indices), offsets_or_none ? " with offsets" : " without");
+             ": expected indices [n] with offsets or [bags, n] without, got ", describe(indices),
+             offsets_or_none ? " with offsets" : " without");
     TT_CHECK(padding_index >= -1 && padding_index < table.table.rows, kOp,
-                    ": expected padding_idx in [-1, ", table.table.rows, "), got ", padding_index);
+             ": expected padding_idx in [-1, ", table.table.rows, "), got ", padding_index);
     bags.indices = table.indices.const_data_ptr();
     bags.index_size = table.index_size;
     bags.count = table.indices.numel();
@@ -33,10 +33,10 @@ struct BagArgs {
 
   void take_offsets(const Tensor& tensor, bool include_last_offset) {
     TT_CHECK(tensor.dim() == 1 && tensor.scalar_type() == table.indices.scalar_type(), kOp,
-                    ": expected 1-D offsets of the indices' dtype, got ", describe(tensor));
+             ": expected 1-D offsets of the indices' dtype, got ", describe(tensor));
     EmbeddingArgs::check_index(kOp, "offsets", tensor);
     TT_CHECK(!include_last_offset || tensor.numel() > 0, kOp,
-                    ": expected at least one offset with include_last_offset");
+             ": expected at least one offset with include_last_offset");
     offsets = torch::stable::contiguous(tensor);
     bags.offset_count = offsets->numel();
     bags.bags = bags.offset_count - (include_last_offset ? 1 : 0);
@@ -44,18 +44,18 @@ struct BagArgs {
     static const int64_t none = 0;
     bags.offsets = bags.offset_count > 0 ? offsets->const_data_ptr() : &none;
     TT_CHECK(bags.bags > 0 || bags.count == 0, kOp, ": expected no indices for no bags, got ",
-                    bags.count);
+             bags.count);
   }
 
   void take_weights(const Tensor& tensor, const Tensor& indices) {
     check_tensor(kOp, "per_sample_weights", tensor, ScalarType::Float, indices.dim());
     TT_CHECK(tensor.numel() == indices.numel() && tensor.sizes()[0] == indices.sizes()[0], kOp,
-                    ": expected per_sample_weights of the indices' sizes, ", describe(indices),
-                    ", got ", describe(tensor));
+             ": expected per_sample_weights of the indices' sizes, ", describe(indices), ", got ",
+             describe(tensor));
     weights = torch::stable::contiguous(tensor);
     static const float none = 0;
-    bags.per_sample_weight = bags.count > 0 ? static_cast<const float*>(weights->const_data_ptr())
-                                            : &none;
+    bags.per_sample_weight =
+        bags.count > 0 ? static_cast<const float*>(weights->const_data_ptr()) : &none;
   }
 
   void run(const Tensor& out) const {
@@ -93,7 +93,8 @@ void int8_embedding_bag_out(const Tensor& indices, const Tensor& weight, const T
 
 TT_OPS(m) {
   m.def(
-      "int8_embedding_bag(Tensor indices, Tensor weight, Tensor weight_scale, Tensor? offsets=None, "
+      "int8_embedding_bag(Tensor indices, Tensor weight, Tensor weight_scale, Tensor? "
+      "offsets=None, "
       "int bag_mode=0, Tensor? per_sample_weights=None, int padding_idx=-1, "
       "bool include_last_offset=False, ScalarType? out_dtype=None) -> Tensor");
   m.def(

@@ -13,7 +13,7 @@ void check(const Tensor& a, const Tensor& a_scale) {
   check_tensor(kOp, "a", a, ScalarType::Char, 2);
   check_tensor(kOp, "a_scale", a_scale, ScalarType::Float, 1);
   TT_CHECK(a_scale.numel() == a.sizes()[0] && a_scale.is_contiguous(), kOp,
-                  ": expected contiguous a_scale [M=", a.sizes()[0], "], got ", describe(a_scale));
+           ": expected contiguous a_scale [M=", a.sizes()[0], "], got ", describe(a_scale));
 }
 
 void run(const Tensor& a, const Tensor& b, const Tensor& a_scale, const EpilogueArgs& epilogue,
@@ -28,7 +28,8 @@ void run(const Tensor& a, const Tensor& b, const Tensor& a_scale, const Epilogue
 }
 
 Tensor int8_mm(const Tensor& a, const Tensor& b, const Tensor& a_scale, const Tensor& b_scale,
-               std::optional<Tensor> bias, int64_t activation, std::optional<ScalarType> out_dtype) {
+               std::optional<Tensor> bias, int64_t activation,
+               std::optional<ScalarType> out_dtype) {
   check(a, a_scale);
   const EpilogueArgs epilogue(kOp, "b_scale", b_scale, bias, activation);
   const Tensor out = empty_rows(a, epilogue.N, out_dtype.value_or(ScalarType::BFloat16));

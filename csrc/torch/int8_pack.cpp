@@ -18,8 +18,8 @@ Tensor int8_unpack(const Tensor& packed, int64_t N, int64_t K) {
   const int64_t sizes[] = {N, K};
   const Tensor out = empty_cpu(sizes, 2, ScalarType::Char);
   const tt_parallel pool = torch_pool();
-  check_status(tt_int8_unpack(weight.data, N, K, static_cast<int8_t*>(out.mutable_data_ptr()), K,
-                              &pool));
+  check_status(
+      tt_int8_unpack(weight.data, N, K, static_cast<int8_t*>(out.mutable_data_ptr()), K, &pool));
   return out;
 }
 

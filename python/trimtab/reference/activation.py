@@ -142,7 +142,7 @@ def _relu(x: np.ndarray) -> np.ndarray:
 
 
 def _silu(x: np.ndarray) -> np.ndarray:
-    a = _max(f32(-111.0), x)
+    a = np.where(x <= f32(-111.0), f32(-0.0), x)
     c = _min(f32(18.0), a)
     n = np.ceil(c * LOG2E)
     r = (n * LN2_HI - c) + n * LN2_LO
@@ -151,7 +151,7 @@ def _silu(x: np.ndarray) -> np.ndarray:
 
 
 def _gelu_tanh(x: np.ndarray) -> np.ndarray:
-    a = _max(f32(-10.8125), x)
+    a = np.where(x <= f32(-10.8125), f32(-0.0), x)
     c = _min(f32(5.25), a)
     h = (c + f32(786432.0)) - f32(786432.0)
     l = c - h
@@ -174,7 +174,7 @@ def _gelu_tanh(x: np.ndarray) -> np.ndarray:
 
 
 def _gelu(x: np.ndarray) -> np.ndarray:
-    t = _min(f32(14.5), np.abs(x))
+    t = np.where((x > f32(-14.5)) & (x < f32(6.0)), np.abs(x), f32(0.0))
     h = _float(_bits(t) & np.uint32(0xFFFFF000))
     u = h * h
     v = (t - h) * (t + h)
