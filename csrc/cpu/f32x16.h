@@ -44,6 +44,9 @@ struct F32x16 {
   static TT_INLINE F32x16 load(const bf16* p) { return widen_bf16(_mm256_loadu_epi16(p)); }
   static TT_INLINE F32x16 load(const fp16* p) { return _mm512_cvtph_ps(_mm256_loadu_epi16(p)); }
   static TT_INLINE F32x16 load(const int32_t* p) { return from_int32(_mm512_loadu_si512(p)); }
+  static TT_INLINE F32x16 load(const int8_t* p) {
+    return from_int32(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
   static TT_INLINE F32x16 load_n(const float* p, int n) {
     return _mm512_maskz_loadu_ps(first(n), p);
   }

@@ -39,6 +39,9 @@ struct F32x8 {
   static TT_INLINE F32x8 load(const int32_t* p) {
     return from_int32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
+  static TT_INLINE F32x8 load(const int8_t* p) {
+    return from_int32(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
   static TT_INLINE F32x8 load_n(const float* p, int n) { return _mm256_maskload_ps(p, first(n)); }
   static TT_INLINE F32x8 load_n(const bf16* p, int n) { return widen_bf16(load16_n(p, n)); }
   static TT_INLINE F32x8 load_n(const fp16* p, int n) { return _mm256_cvtph_ps(load16_n(p, n)); }

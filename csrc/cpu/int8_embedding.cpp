@@ -42,6 +42,19 @@ tt_status check_embedding(const char* op, const tt_int8_table* table, const void
   return TT_OK;
 }
 
+namespace {
+
+// Rows lie anywhere in the table, so the hardware cannot foresee them; the indices tell.
+constexpr int64_t kRowsAhead = 8;
+
+void prefetch_row(const tt_int8_table& table, int64_t index) {
+  const int8_t* row = table.weight + index * table.columns;
+  const int64_t bytes = std::min<int64_t>(table.columns, 1024);  // the hardware follows from there
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
+  __builtin_prefetch(table.scale + index);
+}
+
+}  // namespace
 }  // namespace trimtab
 
 using namespace trimtab;
@@ -66,6 +79,7 @@ tt_status tt_int8_embedding(const tt_int8_table* table, const void* indices, int
   parallel_run(pool, (count + rows - 1) / rows, [&](int64_t task) {
     const int64_t end = std::min((task + 1) * rows, count);
     for (int64_t i = task * rows; i < end; ++i) {
+      if (i + kRowsAhead < end) prefetch_row(*table, index_at(indices, index_size, i + kRowsAhead));
       const int64_t index = index_at(indices, index_size, i);
       lanes.dequantize(table->weight + index * D, table->scale[index], D,
                        static_cast<char*>(out) + i * row_bytes, out_dtype);

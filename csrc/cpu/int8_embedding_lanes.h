@@ -32,16 +32,23 @@ void by_pieces(int64_t n, void* out, tt_dtype dtype, Fill&& fill) {
   }
 }
 
+template <class V, class T>
+void dequantize_row(const int8_t* q, float scale, int64_t n, T* out) {
+  int64_t i = 0;
+  for (; i + V::lanes <= n; i += V::lanes) (V::load(q + i) * V(scale)).store(out + i);
+  int8_t rest[V::lanes] = {};
+  const int count = int(n - i);
+  for (int j = 0; j < count && j < V::lanes; ++j) rest[j] = q[i + j];
+  (V::load(rest) * V(scale)).store_n(out + i, count);
+}
+
 template <class V>
 void dequantize(const int8_t* q, float scale, int64_t n, void* out, tt_dtype dtype) {
-  if (dtype == TT_F32) {
-    float* to = static_cast<float*>(out);
-    for (int64_t i = 0; i < n; ++i) to[i] = float(int32_t(q[i])) * scale;
-    return;
+  switch (dtype) {
+    case TT_BF16: return dequantize_row<V>(q, scale, n, static_cast<bf16*>(out));
+    case TT_F16: return dequantize_row<V>(q, scale, n, static_cast<fp16*>(out));
+    default: return dequantize_row<V>(q, scale, n, static_cast<float*>(out));
   }
-  by_pieces<V>(n, out, dtype, [&](int64_t first, int64_t count, float* piece) {
-    for (int64_t i = 0; i < count; ++i) piece[i] = float(int32_t(q[first + i])) * scale;
-  });
 }
 
 // A weight of 1 is a product that changes nothing, NaN included.

@@ -57,6 +57,7 @@ struct F32x1 {
   static TT_INLINE F32x1 load(const bf16* p) { return to_float(*p); }
   static TT_INLINE F32x1 load(const fp16* p) { return to_float(*p); }
   static TT_INLINE F32x1 load(const int32_t* p) { return from_int32(*p); }
+  static TT_INLINE F32x1 load(const int8_t* p) { return from_int32(*p); }
   template <class T>
   static TT_INLINE F32x1 load_n(const T* p, int n) {
     return n > 0 ? load(p) : F32x1(0.0f);

@@ -8,7 +8,7 @@ namespace trimtab {
 namespace {
 
 struct RowScale {
-  float scale;    // absmax / 127; 0 for a row of zeros, NaN for one with NaN or Inf
+  float scale;  // absmax / 127; 0 for a row of zeros, NaN for one with NaN or Inf
   float inverse;  // 127 / absmax; 0 where q = 0 for the whole row
 };
 
@@ -20,7 +20,8 @@ TT_INLINE RowScale row_scale(float absmax) {
   if (float_bits(absmax) >= 0x7f800000u) return {float_from_bits(0x7fc00000u), 0.0f};
   if (absmax == 0.0f) return {0.0f, 0.0f};
   const float inverse = (F32x1(127.0f) / F32x1(absmax)).v;
-  if (float_bits(inverse) >= 0x7f800000u) return {0.0f, 0.0f};  // absmax below 3.7e-37: r overflowed
+  if (float_bits(inverse) >= 0x7f800000u)
+    return {0.0f, 0.0f};  // absmax below 3.7e-37: r overflowed
   return {(F32x1(absmax) / F32x1(127.0f)).v, inverse};
 }
 
@@ -32,9 +33,9 @@ TT_INLINE RowScale row_scale(float absmax) {
 //
 // The range takes in 0, so 0 is stored exactly and a padded element changes nothing.
 struct AffineScale {
-  float scale;    // range / levels; 0 for a group of zeros, NaN for one with NaN or Inf
+  float scale;  // range / levels; 0 for a group of zeros, NaN for one with NaN or Inf
   float inverse;  // levels / range; 0 where q = 0 for the whole group
-  float zero;     // the code of 0, integral, 0..levels
+  float zero;  // the code of 0, integral, 0..levels
 };
 
 // lo <= 0 <= hi, finite: whether every element is; levels: 2^b - 1, b in 2..8

@@ -19,8 +19,8 @@ typedef struct tt_int8_table {
  * An index outside [0, rows) is TT_INVALID_ARGUMENT, before anything is written.
  * out [count, columns] of out_dtype, contiguous */
 TT_API tt_status tt_int8_embedding(const tt_int8_table* table, const void* indices,
-                                   int32_t index_size, int64_t count, void* out,
-                                   tt_dtype out_dtype, const tt_parallel* parallel);
+                                   int32_t index_size, int64_t count, void* out, tt_dtype out_dtype,
+                                   const tt_parallel* parallel);
 
 #ifdef __cplusplus
 }

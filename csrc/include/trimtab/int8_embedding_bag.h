@@ -16,7 +16,8 @@ typedef enum tt_bag_mode { TT_BAG_SUM = 0, TT_BAG_MEAN = 1 } tt_bag_mode;
 
 typedef struct tt_bags {
   const void* indices;  /* [count], contiguous, index_size bytes each: 4 or 8 */
-  const void* offsets;  /* [offset_count] of the same type: where each bag begins; the first is 0, none
+  const void*
+      offsets;  /* [offset_count] of the same type: where each bag begins; the first is 0, none
                          * falls. NULL: bags of count / bags indices each */
   int32_t index_size;
   int64_t count;

@@ -20,8 +20,8 @@ extern "C" {
 TT_API int64_t tt_int8_packed_size(int64_t N, int64_t K);
 
 /* b [N, K] int8, rows b_stride apart -> packed, tt_int8_packed_size(N, K) bytes, 64-byte aligned */
-TT_API tt_status tt_int8_pack(const int8_t* b, int64_t b_stride, int64_t N, int64_t K, int8_t* packed,
-                              const tt_parallel* parallel);
+TT_API tt_status tt_int8_pack(const int8_t* b, int64_t b_stride, int64_t N, int64_t K,
+                              int8_t* packed, const tt_parallel* parallel);
 
 /* The inverse: packed -> b [N, K] int8, rows b_stride apart */
 TT_API tt_status tt_int8_unpack(const int8_t* packed, int64_t N, int64_t K, int8_t* b,

@@ -18,11 +18,11 @@ extern "C" {
 /* A quantized [M, K] matrix. groups = tt_affine_groups(K, group). */
 typedef struct tt_affine {
   int32_t bits;        /* 2..8: codes are 0..2^bits - 1, a byte each whatever bits is */
-  int64_t group;       /* adjacent elements of a row that share a scale, >= 1; the last group of a row
+  int64_t group; /* adjacent elements of a row that share a scale, >= 1; the last group of a row
                           may be shorter. K or more: one a row */
-  uint8_t* q;          /* [M, K], rows q_stride apart */
+  uint8_t* q; /* [M, K], rows q_stride apart */
   int64_t q_stride;
-  float* scale;        /* [M, groups] */
+  float* scale; /* [M, groups] */
   uint8_t* zero_point; /* [M, groups] */
 } tt_affine;
 

@@ -120,7 +120,7 @@ def _erf(x: np.ndarray) -> np.ndarray:
         _c("0x1.06eba6p-3"),
     )
     small = t + t * p
-    h = _float(_bits(t) & np.uint32(0xFFFFFFFE))
+    h = _float(_bits(t) | np.uint32(1))
     g = _horner(
         h,
         _c("0x1.4ee42cp-10"),
