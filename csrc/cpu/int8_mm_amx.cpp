@@ -214,7 +214,7 @@ void int8_pack_a_amx(const int8_t* a, int64_t a_stride, int rows, int64_t K, voi
 void int8_block_amx(const Int8Block& s) {
   const Tiles tiles;
   if (s.rows <= kMr) {
-    for_each_tile<kMr, 64>(
+    for_each_tile<kMr, kMaxTileN>(
         s, [&](int64_t m, int rows, int64_t n, int cols) { one_panel(s, m, n, rows, cols); });
     return;
   }
@@ -222,18 +222,23 @@ void int8_block_amx(const Int8Block& s) {
   Pending pending;
   // With one pair of row panels, those are what is read again for every column.
   const bool one_pair = s.rows <= 2 * kMr;
-  const int64_t odd_row =
-      s.rows % (2 * kMr) > 0 && s.rows % (2 * kMr) <= kMr ? s.rows / 32 * 32 : -1;
-  for (int64_t n = s.n_begin; n < s.n_end; n += 32) {
-    const int cols = int(s.n_end - n < 32 ? s.n_end - n : 32);
-    if (cols <= 16) {
-      for (int64_t m = 0; m < s.rows; m += kMr)
-        one_panel(s, m, n, int(s.rows - m < kMr ? s.rows - m : kMr), cols);
-      break;
+  const int64_t last_panel = (s.rows - 1) / kMr * kMr;
+  const bool odd = last_panel % (2 * kMr) == 0;
+  for (int64_t n = s.n_begin; n < s.n_end; n += kMaxTileN) {
+    const int64_t end = s.n_end - n < kMaxTileN ? s.n_end : n + kMaxTileN;
+    int64_t pair = n;
+    for (; pair + kPanelN < end; pair += kPairN) {
+      const int cols = int(end - pair < kPairN ? end - pair : kPairN);
+      one_pair ? column_pair<Stream::kB>(s, pair, cols, acc, pending)
+               : column_pair<Stream::kA>(s, pair, cols, acc, pending);
     }
-    one_pair ? column_pair<Stream::kB>(s, n, cols, acc, pending)
-             : column_pair<Stream::kA>(s, n, cols, acc, pending);
-    if (odd_row >= 0) one_panel(s, odd_row, n, int(s.rows - odd_row), cols);
+    // The odd column panel of the matrix, and the odd row panel of the block: the latter against four
+    // column panels at once, since two would leave the tile unit waiting for its own sums.
+    if (pair < end) {
+      for (int64_t m = 0; m < last_panel + (odd ? 0 : kMr); m += kMr)
+        one_panel(s, m, pair, int(s.rows - m < kMr ? s.rows - m : kMr), int(end - pair));
+    }
+    if (odd) one_panel(s, last_panel, n, int(s.rows - last_panel), int(end - n));
   }
   pending.advance(s, kMaxTileM);
 }

@@ -6,7 +6,8 @@
 //   difference is exact.
 //
 //   12 rows x 2 panels: 24 sums + 2 corrections + 2 weights + 1 broadcast = 29 of 32 registers.
-//   Up to 4 rows: x 4 panels, 16 + 4 + 4 + 1; the weight streams, and four streams keep it flowing.
+//   Up to 8 rows: x 3 panels, 24 + 3 + 3 + 1; up to 5: x 4, 20 + 4 + 4 + 1: the weight streams, and
+//   more streams keep it flowing.
 #include <immintrin.h>
 #include <trimtab/int8_mm.h>
 
@@ -18,7 +19,7 @@
 namespace trimtab {
 namespace {
 
-constexpr int kMr = 12;
+constexpr int kMr = 12, kFew = 5;
 
 template <int kRows, int kPanels>
 void tile(const uint8_t* a, const int8_t* b, int64_t b_panel, int64_t K, int32_t* acc) {
@@ -35,7 +36,7 @@ void tile(const uint8_t* a, const int8_t* b, int64_t b_panel, int64_t K, int32_t
       __m512i weight[kPanels];
       for (int p = 0; p < kPanels; ++p) {
         weight[p] = _mm512_load_si512(b + p * b_panel + g * 64);
-        if (kRows <= 4) _mm_prefetch(b + p * b_panel + g * 64 + 1024, _MM_HINT_T0);
+        if (kRows <= 8) _mm_prefetch(b + p * b_panel + g * 64 + 1024, _MM_HINT_T0);
         correction[p] = _mm512_dpbusd_epi32(correction[p], offset, weight[p]);
       }
       for (int r = 0; r < kRows; ++r) {
@@ -54,18 +55,20 @@ void tile(const uint8_t* a, const int8_t* b, int64_t b_panel, int64_t K, int32_t
 }
 
 using TileFn = void (*)(const uint8_t*, const int8_t*, int64_t, int64_t, int32_t*);
-// [rows - 1][panels - 1]
-constexpr TileFn kFewRows[4][4] = {
+// By rows and column panels, as many panels as leave no register spilled.
+constexpr TileFn kTiles[kMr][4] = {
     {tile<1, 1>, tile<1, 2>, tile<1, 3>, tile<1, 4>},
     {tile<2, 1>, tile<2, 2>, tile<2, 3>, tile<2, 4>},
     {tile<3, 1>, tile<3, 2>, tile<3, 3>, tile<3, 4>},
     {tile<4, 1>, tile<4, 2>, tile<4, 3>, tile<4, 4>},
-};
-// [rows - 5][panels - 1]
-constexpr TileFn kManyRows[8][2] = {
-    {tile<5, 1>, tile<5, 2>},   {tile<6, 1>, tile<6, 2>},   {tile<7, 1>, tile<7, 2>},
-    {tile<8, 1>, tile<8, 2>},   {tile<9, 1>, tile<9, 2>},   {tile<10, 1>, tile<10, 2>},
-    {tile<11, 1>, tile<11, 2>}, {tile<12, 1>, tile<12, 2>},
+    {tile<5, 1>, tile<5, 2>, tile<5, 3>, tile<5, 4>},
+    {tile<6, 1>, tile<6, 2>, tile<6, 3>},
+    {tile<7, 1>, tile<7, 2>, tile<7, 3>},
+    {tile<8, 1>, tile<8, 2>, tile<8, 3>},
+    {tile<9, 1>, tile<9, 2>},
+    {tile<10, 1>, tile<10, 2>},
+    {tile<11, 1>, tile<11, 2>},
+    {tile<12, 1>, tile<12, 2>},
 };
 
 template <int kTileN>
@@ -76,8 +79,7 @@ void block(const Int8Block& s) {
     const uint8_t* a = static_cast<const uint8_t*>(s.a) + m / kMr * s.a_panel_bytes;
     const int8_t* b = s.b + n / kPanelN * b_panel;
     const int panels = (cols + 15) / 16;
-    const TileFn fn = rows <= 4 ? kFewRows[rows - 1][panels - 1] : kManyRows[rows - 5][panels - 1];
-    fn(a, b, b_panel, s.K, acc);
+    kTiles[rows - 1][panels - 1](a, b, b_panel, s.K, acc);
     s.epilogue(acc, kMaxTileN, rows, cols, s.a_scale + m, s.b_scale + n, s.bias + n,
                tile_out(s, m, n), s.out_stride);
   });
@@ -100,7 +102,10 @@ void int8_quantize_a_amx(const void* x, tt_dtype dtype, int64_t x_stride, int ro
   quantize_a<F32x16, 16, Cell::kInt8>(x, dtype, x_stride, rows, K, panel, scale);
 }
 
-void int8_block_avx512(const Int8Block& s) { s.rows <= 4 ? block<64>(s) : block<32>(s); }
+void int8_block_avx512(const Int8Block& s) {
+  if (s.rows <= kFew) return block<64>(s);
+  s.rows <= 8 ? block<48>(s) : block<32>(s);
+}
 
 EpilogueFn int8_epilogue_avx512(tt_activation activation, tt_dtype out_dtype) {
   return choose_epilogue<F32x16>(activation, out_dtype);

@@ -24,7 +24,6 @@ struct Pass {
   Int8Block block;       // a, a_scale, rows and out are those of the whole pass
   int64_t m_begin, rows; // of this pass
   int64_t panels, panels_a_task, n_a_task, m_tasks, n_tasks;
-  std::atomic<int64_t> next{0};
 };
 
 void fill_panel(Pass& pass, int64_t p) {
@@ -76,10 +75,41 @@ bool worth_threads(const Int8Kernel& kernel, int64_t M, int64_t N, int64_t K) {
   return std::max(stream, macs) > kWakeUpNs;
 }
 
+// Tasks [0, n) in equal shares, one a thread: the same thread meets the same part of the weight at
+// every call, and finds it in its L2. A thread that is done takes from the others' shares, so that a
+// delayed one does not hold up the call.
+struct Shares {
+  static constexpr int64_t kMost = 64;
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+  Share share[kMost];
+  int64_t count;
+
+  Shares(int64_t n, int threads) : count(std::min<int64_t>({int64_t(threads), kMost, n})) {
+    for (int64_t i = 0; i < count; ++i) {
+      share[i].next.store(n * i / count, std::memory_order_relaxed);
+      share[i].end = n * (i + 1) / count;
+    }
+  }
+
+  // The next task for this thread; -1 when none is left.
+  int64_t take(int64_t thread) {
+    for (int64_t i = 0; i < count; ++i) {
+      Share& from = share[(thread + i) % count];
+      if (from.next.load(std::memory_order_relaxed) >= from.end) continue;
+      const int64_t task = from.next.fetch_add(1, std::memory_order_relaxed);
+      if (task < from.end) return task;
+    }
+    return -1;
+  }
+};
+
 void run_pass(Pass& pass, const tt_parallel& parallel, int threads) {
   const int64_t K = pass.block.K;
-  // Below this the fill costs less than a second parallel region.
-  const bool parallel_fill = threads > 1 && pass.rows * K > 96 * 1024;
+  // Below this (6 us) the fill costs less than a second parallel region.
+  const bool parallel_fill = threads > 1 && pass.rows * K > 24 * 1024;
   if (parallel_fill) {
     parallel_run(parallel, pass.panels, [&](int64_t p) { fill_panel(pass, p); });
   } else {
@@ -91,10 +121,9 @@ void run_pass(Pass& pass, const tt_parallel& parallel, int threads) {
     for (int64_t t = 0; t < tasks; ++t) block_task(pass, t);
     return;
   }
-  // Not one parallel index a task: tasks are taken from a counter, so a delayed thread takes fewer.
-  parallel_run(parallel, threads, [&](int64_t) {
-    for (int64_t t; (t = pass.next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
-      block_task(pass, t);
+  Shares shares(tasks, threads);
+  parallel_run(parallel, shares.count, [&](int64_t thread) {
+    for (int64_t t; (t = shares.take(thread)) >= 0;) block_task(pass, t);
   });
 }
 
@@ -200,7 +229,6 @@ tt_status run_product(const char* op, const RowSource& source, const int8_t* b_p
     pass.m_begin = m;
     pass.rows = std::min(pass_rows, M - m);
     pass.panels = (pass.rows + kernel.mr - 1) / kernel.mr;
-    pass.next.store(0, std::memory_order_relaxed);
     block.out = static_cast<char*>(epilogue.out) + m * epilogue.out_stride * block.out_size;
     run_pass(pass, pool, threads);
   }
