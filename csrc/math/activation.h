@@ -6,7 +6,17 @@
 // for line. Changing a coefficient or an association changes results everywhere: do not.
 //
 // Against float64, in ulp of the fp32 result, over all 2^32 inputs (tests/cpp/test_activation.cpp):
-// @TABLE@
+//
+//            max ulp    at           monotone
+//   exp        1.83     -0.00145     yes
+//   tanh       1.96      0.486       yes
+//   erf        2.50      1.09        yes
+//   relu       0         -           yes
+//   gelu       3.95     -0.139       no: 163269 of 2.1e9 neighbours fall for x >= 0
+//   gelu_tanh  3.93     -9.40        yes for x >= 0
+//   silu       3.62    -16.7         yes for x >= 0
+//
+// NaN gives NaN. gelu, gelu_tanh and silu go to -0.0 for -Inf, all four give -0.0 for -0.0.
 //
 // Coefficients are minimax fits (Remez exchange in 40 digits), rounded to fp32 one after the other,
 // lowest order first, the rest fitted again after each. Polynomials use Horner's form: without fma
