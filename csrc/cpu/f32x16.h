@@ -72,6 +72,14 @@ struct F32x16 {
     _mm256_mask_storeu_epi16(p, first(n), narrow_fp16());
   }
 
+  // Both halves of a cache line in one store: a line that is written whole need not be read first.
+  static TT_INLINE void store_pair(bf16* p, F32x16 a, F32x16 b) {
+    store_halves(p, a.narrow_bf16(), b.narrow_bf16());
+  }
+  static TT_INLINE void store_pair(fp16* p, F32x16 a, F32x16 b) {
+    store_halves(p, a.narrow_fp16(), b.narrow_fp16());
+  }
+
   friend TT_INLINE F32x16 operator+(F32x16 a, F32x16 b) { return _mm512_add_ps(a.v, b.v); }
   friend TT_INLINE F32x16 operator-(F32x16 a, F32x16 b) { return _mm512_sub_ps(a.v, b.v); }
   friend TT_INLINE F32x16 operator*(F32x16 a, F32x16 b) { return _mm512_mul_ps(a.v, b.v); }
@@ -94,6 +102,9 @@ struct F32x16 {
   }
 
  private:
+  static TT_INLINE void store_halves(void* p, __m256i a, __m256i b) {
+    _mm512_storeu_si512(p, _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1));
+  }
   // One bit for each of the first n lanes, n in 0..16.
   static TT_INLINE __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
   static TT_INLINE F32x16 widen_bf16(__m256i h) {

@@ -35,6 +35,10 @@ void by_pieces(int64_t n, void* out, tt_dtype dtype, Fill&& fill) {
 template <class V, class T>
 void dequantize_row(const int8_t* q, float scale, int64_t n, T* out) {
   int64_t i = 0;
+  if constexpr (V::lanes == 16 && sizeof(T) == 2) {
+    for (; i + 32 <= n; i += 32)
+      V::store_pair(out + i, V::load(q + i) * V(scale), V::load(q + i + 16) * V(scale));
+  }
   for (; i + V::lanes <= n; i += V::lanes) (V::load(q + i) * V(scale)).store(out + i);
   int8_t rest[V::lanes] = {};
   const int count = int(n - i);
