@@ -203,7 +203,8 @@ void depthwise_line(const Conv& conv, const Images& images, const Depthwise& tab
 void run_depthwise(const Conv& conv, const Images& images, const Depthwise& tables, tt_isa isa,
                    const tt_epilogue& epilogue, const tt_parallel& pool) {
   const ConvLanes& lanes = conv_lanes(isa);
-  const EpilogueFn store = int8_kernel(isa, 64).epilogue(epilogue.activation, epilogue.out_dtype);
+  const EpilogueFn store =
+      int8_kernel(isa, 64, 0).epilogue(epilogue.activation, epilogue.out_dtype);
   const int64_t lines = images.count * conv.out_h;
   const int64_t line_work = conv.out_w * conv.shape.out_channels * conv.K;
   const int64_t lines_a_task =

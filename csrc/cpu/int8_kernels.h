@@ -3,10 +3,13 @@
 //
 // Activations are repacked by the kernel's own pack_a or quantize_a into panels of mr rows:
 //
-//   panel[k / 64][row][k % 64],  K padded to 64 with zeros, missing rows zero
+//   panel[k / 64][row][k % 64],  K padded to 64 with zeros
 //
 // so that one k-step of a panel is contiguous (an AMX tile is one such step of 16 rows). What stands in
 // a cell is the kernel's affair: int8, int8 + 128 as uint8, or int16.
+//
+// A product's rows are spread evenly: 17 rows are 9 + 8, not 16 + 1. A panel then uses its first rows
+// alone (Int8Block::mr of them), and what stands in the others is never read into a result.
 #pragma once
 #include <trimtab/int8_mm.h>
 
@@ -17,6 +20,7 @@ constexpr int64_t kPanelN = 16;  // columns of one packed weight panel
 constexpr int64_t kMaxTileN = 64;  // widest tile a kernel computes at once, in columns
 constexpr int kMaxTileM = 32;  // tallest, in rows
 constexpr int kMaxBlockM = 512;  // rows of one block at most
+constexpr int64_t kWeightInL2 = 1536 << 10;  // bytes of weight that stay in a 2 MiB L2
 
 inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 inline int64_t packed_panel_bytes(int64_t K) { return round_up(K, 4) * kPanelN; }
@@ -34,6 +38,7 @@ struct Int8Block {
   int64_t a_panel_bytes;
   const float* a_scale;  // [rows]
   int64_t rows;  // valid rows in these panels
+  int mr;  // rows in each of them but the last; at most the kernel's mr
   const int8_t* b;  // the whole packed weight
   int64_t K, N, n_begin, n_end;  // n_begin a multiple of kPanelN
   const float* b_scale;  // [N]
@@ -46,7 +51,7 @@ struct Int8Block {
 
 struct Int8Kernel {
   tt_isa isa;
-  int mr;  // rows of an activation panel
+  int mr;  // rows that an activation panel has room for
   int a_cell;  // bytes of one activation in a panel
   int tile_panels;  // row panels of the tallest tile
   // int8 rows -> panel
@@ -58,8 +63,8 @@ struct Int8Kernel {
   EpilogueFn (*epilogue)(tt_activation activation, tt_dtype out_dtype);
 };
 
-// The row for an instruction set and a product of M rows.
-const Int8Kernel& int8_kernel(tt_isa isa, int64_t M);
+// The row for an instruction set and a product of M rows with a weight of that many bytes.
+const Int8Kernel& int8_kernel(tt_isa isa, int64_t M, int64_t weight_bytes);
 
 // One plain row of quantize_int8, by the best kernel of each instruction set.
 using QuantizeRowFn = void (*)(const void* x, tt_dtype dtype, int64_t K, int8_t* q, float* scale);

@@ -72,8 +72,8 @@ void int8_quantize_a_avx2(const void* x, tt_dtype dtype, int64_t x_stride, int r
 void int8_block_avx2(const Int8Block& s) {
   const int64_t b_panel = packed_panel_bytes(s.K);
   alignas(64) int32_t acc[kMr * kMaxTileN];
-  for_each_tile<kMr, kPanelN>(s, [&](int64_t m, int rows, int64_t n, int cols) {
-    const char* a = static_cast<const char*>(s.a) + m / kMr * s.a_panel_bytes;
+  for_each_tile<kPanelN>(s, [&](int64_t m, int rows, int64_t n, int cols) {
+    const char* a = static_cast<const char*>(s.a) + m / s.mr * s.a_panel_bytes;
     kTiles[rows - 1](reinterpret_cast<const int16_t*>(a), s.b + n / kPanelN * b_panel, s.K, acc);
     s.epilogue(acc, kMaxTileN, rows, cols, s.a_scale + m, s.b_scale + n, s.bias + n,
                tile_out(s, m, n), s.out_stride);

@@ -75,8 +75,8 @@ template <int kTileN>
 void block(const Int8Block& s) {
   const int64_t b_panel = packed_panel_bytes(s.K);
   alignas(64) int32_t acc[kMr * kMaxTileN];
-  for_each_tile<kMr, kTileN>(s, [&](int64_t m, int rows, int64_t n, int cols) {
-    const uint8_t* a = static_cast<const uint8_t*>(s.a) + m / kMr * s.a_panel_bytes;
+  for_each_tile<kTileN>(s, [&](int64_t m, int rows, int64_t n, int cols) {
+    const uint8_t* a = static_cast<const uint8_t*>(s.a) + m / s.mr * s.a_panel_bytes;
     const int8_t* b = s.b + n / kPanelN * b_panel;
     const int panels = (cols + 15) / 16;
     kTiles[rows - 1][panels - 1](a, b, b_panel, s.K, acc);
@@ -103,8 +103,8 @@ void int8_quantize_a_amx(const void* x, tt_dtype dtype, int64_t x_stride, int ro
 }
 
 void int8_block_avx512(const Int8Block& s) {
-  if (s.rows <= kFew) return block<64>(s);
-  s.rows <= 8 ? block<48>(s) : block<32>(s);
+  if (s.mr <= kFew) return block<64>(s);
+  s.mr <= 8 ? block<48>(s) : block<32>(s);
 }
 
 EpilogueFn int8_epilogue_avx512(tt_activation activation, tt_dtype out_dtype) {

@@ -64,8 +64,8 @@ void int8_quantize_a_avxvnni(const void* x, tt_dtype dtype, int64_t x_stride, in
 void int8_block_avxvnni(const Int8Block& s) {
   const int64_t b_panel = packed_panel_bytes(s.K);
   alignas(64) int32_t acc[kMr * kMaxTileN];
-  for_each_tile<kMr, kPanelN>(s, [&](int64_t m, int rows, int64_t n, int cols) {
-    kTiles[rows - 1](static_cast<const uint8_t*>(s.a) + m / kMr * s.a_panel_bytes,
+  for_each_tile<kPanelN>(s, [&](int64_t m, int rows, int64_t n, int cols) {
+    kTiles[rows - 1](static_cast<const uint8_t*>(s.a) + m / s.mr * s.a_panel_bytes,
                      s.b + n / kPanelN * b_panel, s.K, acc);
     s.epilogue(acc, kMaxTileN, rows, cols, s.a_scale + m, s.b_scale + n, s.bias + n,
                tile_out(s, m, n), s.out_stride);

@@ -23,8 +23,8 @@ void int8_quantize_a_scalar(const void* x, tt_dtype dtype, int64_t x_stride, int
 void int8_block_scalar(const Int8Block& s) {
   const int64_t b_panel = packed_panel_bytes(s.K);
   int32_t acc[kMr * kMaxTileN];
-  for_each_tile<kMr, kPanelN>(s, [&](int64_t m, int rows, int64_t n, int cols) {
-    const int8_t* a = static_cast<const int8_t*>(s.a) + m / kMr * s.a_panel_bytes;
+  for_each_tile<kPanelN>(s, [&](int64_t m, int rows, int64_t n, int cols) {
+    const int8_t* a = static_cast<const int8_t*>(s.a) + m / s.mr * s.a_panel_bytes;
     const int8_t* b = s.b + n / kPanelN * b_panel;
     for (int row = 0; row < rows; ++row) {
       int32_t sum[kPanelN] = {};

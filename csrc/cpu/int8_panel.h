@@ -57,12 +57,12 @@ void pack_a(const int8_t* a, int64_t a_stride, int rows, int64_t K, void* panel)
 
 // Calls tile(panel's first row, rows, first column, columns) over a block, columns outside: a column
 // tile of the weight stays in L1 while the row panels, which live in L2, pass by.
-template <int kMr, int kTileN, class Tile>
+template <int kTileN, class Tile>
 inline void for_each_tile(const Int8Block& block, Tile&& tile) {
   for (int64_t n = block.n_begin; n < block.n_end; n += kTileN) {
     const int cols = int(block.n_end - n < kTileN ? block.n_end - n : kTileN);
-    for (int64_t m = 0; m < block.rows; m += kMr) {
-      const int rows = int(block.rows - m < kMr ? block.rows - m : kMr);
+    for (int64_t m = 0; m < block.rows; m += block.mr) {
+      const int rows = int(block.rows - m < block.mr ? block.rows - m : block.mr);
       tile(m, rows, n, cols);
     }
   }

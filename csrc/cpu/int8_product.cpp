@@ -27,7 +27,7 @@ struct Pass {
 };
 
 void fill_panel(Pass& pass, int64_t p) {
-  const int mr = pass.kernel->mr;
+  const int mr = pass.block.mr;
   const int64_t row = p * mr;
   char* panel = const_cast<char*>(static_cast<const char*>(pass.block.a));
   float* scale = const_cast<float*>(pass.block.a_scale);
@@ -39,12 +39,12 @@ void fill_panel(Pass& pass, int64_t p) {
 void block_task(Pass& pass, int64_t task) {
   Int8Block block = pass.block;
   const int64_t panel = task / pass.n_tasks * pass.panels_a_task;
-  const int64_t row = panel * pass.kernel->mr;
+  const int64_t row = panel * block.mr;
   block.n_begin = task % pass.n_tasks * pass.n_a_task;
   block.n_end = std::min(block.n_begin + pass.n_a_task, block.N);
   block.a = static_cast<const char*>(block.a) + panel * block.a_panel_bytes;
   block.a_scale += row;
-  block.rows = std::min(pass.panels_a_task * pass.kernel->mr, pass.rows - row);
+  block.rows = std::min(pass.panels_a_task * block.mr, pass.rows - row);
   block.out += row * block.out_stride * block.out_size;
   pass.kernel->block(block);
 }
@@ -185,7 +185,7 @@ tt_status run_product(const char* op, const RowSource& source, const int8_t* b_p
   tt_isa isa;
   const tt_status status = current_isa(&isa);
   if (status != TT_OK || M == 0 || N == 0) return status;
-  const Int8Kernel& kernel = int8_kernel(isa, M);
+  const Int8Kernel& kernel = int8_kernel(isa, M, N * K);
   const tt_parallel pool = pool_or_serial(parallel);
 
   const int64_t panel_bytes =
@@ -213,6 +213,7 @@ tt_status run_product(const char* op, const RowSource& source, const int8_t* b_p
            panel_bytes,
            reinterpret_cast<float*>(scratch + a_bytes),
            0,
+           0,
            b_packed,
            K,
            N,
@@ -229,6 +230,7 @@ tt_status run_product(const char* op, const RowSource& source, const int8_t* b_p
     pass.m_begin = m;
     pass.rows = std::min(pass_rows, M - m);
     pass.panels = (pass.rows + kernel.mr - 1) / kernel.mr;
+    block.mr = int((pass.rows + pass.panels - 1) / pass.panels);
     block.out = static_cast<char*>(epilogue.out) + m * epilogue.out_stride * block.out_size;
     run_pass(pass, pool, threads);
   }
