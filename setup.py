@@ -1,7 +1,8 @@
 """Builds trimtab: calls CMake for the libraries, and says what it built without.
 
 Torch is needed only to compile the adapter against its headers; with none (or TRIMTAB_TORCH=0) the
-kernels, the C interface and the NumPy module are built alone.
+kernels, the C interface and the NumPy module are built alone. libtrimtab_cuda.so is built where there
+is a working nvcc: TRIMTAB_CUDA=0 leaves it out, TRIMTAB_CUDA=1 fails without.
 """
 
 import importlib.util
@@ -34,6 +35,46 @@ def torch_folders() -> tuple[str, str]:
     return str(folder / "include"), str(folder / "lib")
 
 
+def find_nvcc() -> str:
+    """nvcc of CUDACXX, the PATH, CUDA_HOME or its usual place, or the Makefile's own from PyPI; an
+    empty string if none."""
+    if os.environ.get("CUDACXX"):
+        return os.environ["CUDACXX"]
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    own = ROOT / "build" / "nvcc" / "nvidia" / "cu13"
+    places = ["nvcc", *(os.path.join(folder, "bin", "nvcc") for folder in (home, own))]
+    return next((found for place in places if (found := shutil.which(place))), "")
+
+
+def cuda_environment(nvcc: str) -> dict[str, str]:
+    """The environment in which CMake finds this nvcc, and the linker the CUDA runtime."""
+    environment = dict(os.environ)
+    if not nvcc:
+        return environment
+    environment["CUDACXX"] = nvcc
+    lib = Path(nvcc).parents[1] / "lib"  # where PyPI's wheels keep it; nvcc looks into lib64
+    if (lib / "libcudart_static.a").exists():
+        paths = [str(lib), environment.get("LIBRARY_PATH", "")]
+        environment["LIBRARY_PATH"] = os.pathsep.join(filter(None, paths))
+    return environment
+
+
+def cuda_option(nvcc: str) -> str:
+    """TRIMTAB_CUDA as CMake takes it: ON, OFF or AUTO. Says so where it is OFF."""
+    wish = os.environ.get("TRIMTAB_CUDA", "")
+    if wish not in ("", "0", "1"):
+        raise SystemExit(f"TRIMTAB_CUDA: expected 0, 1 or nothing, got {wish!r}")
+    if wish == "0":
+        print("trimtab: TRIMTAB_CUDA=0; building for the CPU only")
+        return "OFF"
+    if wish == "1":
+        return "ON"
+    if not nvcc:
+        print("trimtab: no nvcc here; building for the CPU only")
+        return "OFF"
+    return "AUTO"
+
+
 class CMakeBuild(build_ext):
     """The whole CMake build, installed into the package folder; setuptools compiles nothing itself."""
 
@@ -48,18 +89,24 @@ class CMakeBuild(build_ext):
         if importlib.util.find_spec("pybind11") is None:
             python = ""
             print("trimtab: no pybind11 here; building without the NumPy module")
-        if shutil.which("nvcc") is None:
-            print("trimtab: no nvcc here; building for the CPU only")
+        nvcc = find_nvcc()
+        cuda = cuda_option(nvcc)
         configure = ["cmake", "-S", str(ROOT / "csrc"), "-B", str(build)]
-        configure += [f"-DTRIMTAB_PYTHON={python}"]
+        configure += [f"-DTRIMTAB_PYTHON={python}", f"-DTRIMTAB_CUDA={cuda}"]
         configure += [f"-DTRIMTAB_TORCH_INCLUDE={include}", f"-DTRIMTAB_TORCH_LIB={lib}"]
         if shutil.which("ninja"):
             configure += ["-G", "Ninja"]
         jobs = str(len(os.sched_getaffinity(0)))
-        subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", str(build), "--parallel", jobs], check=True)
+        environment = cuda_environment(nvcc)
+        subprocess.run(configure, check=True, env=environment)
+        compile_all = ["cmake", "--build", str(build), "--parallel", jobs]
+        subprocess.run(compile_all, check=True, env=environment)
+        library = package.resolve() / "lib" / "libtrimtab_cuda.so"
+        library.unlink(missing_ok=True)  # of an earlier build that had nvcc
         install = ["cmake", "--install", str(build), "--prefix", str(package.resolve())]
         subprocess.run(install, check=True)
+        if cuda == "AUTO" and not library.exists():
+            print(f"trimtab: {nvcc} does not work here (host compiler?); built for the CPU only")
 
     def get_outputs(self) -> list[str]:
         return []  # CMake installs them; setuptools must not copy them again

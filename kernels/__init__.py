@@ -17,7 +17,15 @@ import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-OPS = ("quantize_int8", "int8_mm", "int8_linear", "int8_weight_mm", "quantize_affine")
+OPS = (
+    "quantize_int8",
+    "int8_mm",
+    "int8_linear",
+    "int8_weight_mm",
+    "quantize_affine",
+    "silu_mul_quantize_int8",
+    "rms_norm_quantize_int8",
+)
 
 __all__ = ["OPS", "Availability", "is_available", "load"]
 

@@ -35,6 +35,18 @@ def _round_to_int8(v):
 
 
 @triton.jit
+def row_factors(absmax_bits):
+    """The factor of a row's codes, whether it has any but 0, and its scale."""
+    absmax = absmax_bits.to(tl.float32, bitcast=True)
+    # div_rn, because Triton's "/" is the approximate div.full.f32 on NVIDIA.
+    r = tl.div_rn(127.0, absmax)
+    finite = absmax_bits < INF_BITS
+    counts = finite & (r < float("inf"))  # not so small that it has no reciprocal
+    scale = tl.where(counts, tl.div_rn(absmax, 127.0), tl.where(finite, 0.0, float("nan")))
+    return r, counts, scale
+
+
+@triton.jit
 def quantize_int8_kernel(
     x_ptr,  # [M, K] fp32, bf16 or fp16
     q_ptr,  # [M, K_Q] int8, K_Q >= K
@@ -74,14 +86,7 @@ def quantize_int8_kernel(
         x = tl.load(x_ptrs, mask=mask_m[:, None] & mask_k[None, :], other=0.0)
         peak = tl.maximum(peak, _abs_bits(x))
         x_ptrs += x_step
-    absmax_bits = tl.max(peak, axis=1)
-    absmax = absmax_bits.to(tl.float32, bitcast=True)
-
-    # div_rn, because Triton's "/" is the approximate div.full.f32 on NVIDIA.
-    r = tl.div_rn(127.0, absmax)
-    finite = absmax_bits < INF_BITS
-    counts = finite & (r < float("inf"))  # not so small that it has no reciprocal
-    scale = tl.where(counts, tl.div_rn(absmax, 127.0), tl.where(finite, 0.0, float("nan")))
+    r, counts, scale = row_factors(tl.max(peak, axis=1))
     tl.store(scale_ptr + offs_m * stride_sm, scale, mask=mask_m)
 
     # Pass 2: quantize. Past K there are zeros, as masked loads give and quantize to.

@@ -16,7 +16,7 @@ def test_info(capsys):
     assert f"trimtab       {trimtab.__version__}" in text
     assert "instruction sets: scalar" in text
     assert "in use:" in text
-    for topic in ("python", "threads", "torch ops", "CUDA library", "Triton"):
+    for topic in ("python", "threads", "torch ops", "CUDA library", "Triton", "backend"):
         assert f"\n{topic:<13} " in text
     assert "int8_linear" in text
 
@@ -29,6 +29,30 @@ def test_info_names_a_bad_isa():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "in use: none, every kernel raises: TRIMTAB_ISA: expected scalar" in run.stdout
+
+
+def test_info_names_a_bad_backend():
+    code = (
+        "import os; os.environ['TRIMTAB_BACKEND'] = 'tpu'\n"
+        "from trimtab import cli; raise SystemExit(cli.main(['info']))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    text = "TRIMTAB_BACKEND: expected cpu, cuda, triton, reference, got 'tpu'"
+    assert f"backend       none: {text}" in run.stdout and f"not loaded: {text}" in run.stdout
+
+
+@pytest.mark.parametrize("wish", ["", "cpu", "triton", "reference"])
+def test_info_says_who_answers(wish):
+    code = (
+        f"import os; os.environ['TRIMTAB_BACKEND'] = {wish!r}\n"
+        "from trimtab import cli; print(*cli.backend(), sep='; ')"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    why = f"TRIMTAB_BACKEND={wish}" if wish else "TRIMTAB_BACKEND is not set"
+    assert f"({why})" in run.stdout, run.stderr
+    gpu = {"cpu": "GPU: refused", "triton": "GPU: Triton", "reference": "for all tensors"}
+    assert gpu.get(wish, "tensors on a GPU: ") in run.stdout
 
 
 @pytest.mark.parametrize(

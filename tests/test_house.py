@@ -1,7 +1,7 @@
 """The house keeps its rules: every op has all its parts, kernels know no torch, importing is cheap.
 
 The rule for an op (CONTRIBUTING.md): one stem names its schema, its C functions, its files in csrc/cpu,
-csrc/torch, kernels, ops and reference, its test and its benchmark.
+csrc/cuda, csrc/torch, kernels, ops and reference, its test and its benchmark.
 """
 
 import re
@@ -30,6 +30,11 @@ COMPANIONS = {
 
 # What an op may lack, and why. A line whose file exists after all fails, so this list stays true.
 EXCEPTIONS = {
+    "cuda/int8_conv2d": "CPU only so far",
+    "cuda/int8_embedding": "CPU only so far",
+    "cuda/int8_embedding_bag": "CPU only so far",
+    "cuda/int8_pack": "the packed layout is the CPU kernels' own; CUDA reads plain [N, K]",
+    "cuda/quantize_affine": "on a GPU it is Triton's",
     "kernels/int8_conv2d": "CPU only so far",
     "kernels/int8_embedding": "CPU only so far",
     "kernels/int8_embedding_bag": "CPU only so far",
@@ -39,6 +44,7 @@ EXCEPTIONS = {
 
 PARTS = {
     "cpu": "csrc/cpu/{}.cpp",
+    "cuda": "csrc/cuda/{}.cu",
     "torch": "csrc/torch/{}.cpp",
     "kernels": "kernels/{}.py",
     "ops": "python/trimtab/ops/{}.py",
@@ -115,9 +121,45 @@ def test_numpy_module_links_no_torch():
     assert not [name for name in needed(module) if re.search("torch|c10", name)]
 
 
+def shown(library):
+    lines = output("nm", "-D", "--defined-only", str(library)).splitlines()
+    return {line.split()[-1] for line in lines}
+
+
+def is_cuda(function):
+    return function.endswith(("_cuda", "_cuda_workspace"))
+
+
 def test_library_shows_the_c_interface_and_nothing_else():
-    lines = output("nm", "-D", "--defined-only", str(LIB / "libtrimtab.so")).splitlines()
-    assert {line.split()[-1] for line in lines} == header_functions()
+    assert shown(LIB / "libtrimtab.so") == {f for f in header_functions() if not is_cuda(f)}
+
+
+CUDA_LIBRARY = LIB / "libtrimtab_cuda.so"
+with_cuda = pytest.mark.skipif(
+    not CUDA_LIBRARY.exists(), reason="libtrimtab_cuda.so is not built: no nvcc, or TRIMTAB_CUDA=0"
+)
+
+
+@with_cuda
+def test_cuda_library_shows_its_part_and_nothing_else():
+    assert shown(CUDA_LIBRARY) == {f for f in header_functions() if is_cuda(f)}
+
+
+@with_cuda
+def test_cuda_library_needs_no_driver():
+    """It links libtrimtab.so and libc; without a driver it loads, and says so in tt_last_error."""
+    others = [
+        n for n in needed(CUDA_LIBRARY) if not re.match(r"lib(c|m|rt|dl|pthread)\.|ld-linux", n)
+    ]
+    assert others == ["libtrimtab.so"]
+    code = (
+        "import ctypes\n"
+        f"cuda, plain = (ctypes.CDLL({str(LIB)!r} + '/' + n) for n in ('libtrimtab_cuda.so', 'libtrimtab.so'))\n"
+        "plain.tt_last_error.restype = ctypes.c_char_p\n"
+        "print(cuda.tt_supported_cuda(), plain.tt_last_error().decode())"
+    )
+    answer = python(code).strip()
+    assert answer == "0" or answer.startswith("2 tt_supported_cuda: expected a ")
 
 
 def test_torch_headers_only_in_the_adapter():

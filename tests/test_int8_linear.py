@@ -23,7 +23,9 @@ def operands(N: int, K: int, generator: torch.Generator) -> tuple[torch.Tensor, 
 
 @pytest.mark.parametrize("shape", cases.SHAPES, ids=cases.ident)
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.ident)
-def test_bits(isa: str, dtype: torch.dtype, shape: tuple[int, int, int], generator) -> None:
+def test_bits(
+    implementation: str, dtype: torch.dtype, shape: tuple[int, int, int], generator
+) -> None:
     M, N, K = shape
     x = cases.awkward_rows(M, K, dtype, generator)
     weight, scale, bias = operands(N, K, generator)
@@ -34,7 +36,7 @@ def test_bits(isa: str, dtype: torch.dtype, shape: tuple[int, int, int], generat
 
 @pytest.mark.parametrize("out_dtype", cases.DTYPES, ids=cases.ident)
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.ident)
-def test_equals_its_two_halves(isa: str, dtype, out_dtype, generator) -> None:
+def test_equals_its_two_halves(implementation: str, dtype, out_dtype, generator) -> None:
     x = cases.awkward_rows(50, 200, dtype, generator)
     weight, scale, bias = operands(70, 200, generator)
     q, x_scale = ops.quantize_int8(x)
@@ -67,7 +69,7 @@ def test_strides_and_ranks(view, generator) -> None:
 
 
 @pytest.mark.parametrize("M", [1, 3, 30, 400])
-def test_batch_and_threads_do_not_matter(isa: str, M: int, generator) -> None:
+def test_batch_and_threads_do_not_matter(implementation: str, M: int, generator) -> None:
     x = torch.randn(M, 500, generator=generator)
     weight, scale, bias = operands(300, 500, generator)
     whole = ops.int8_linear(x, weight, scale, bias)

@@ -14,6 +14,7 @@ from torch import nn
 
 from trimtab import ops
 from trimtab.nn import Int8Linear
+from trimtab.nn.int8_weight import padded_rows
 
 
 def make(dtype: torch.dtype = torch.float32, bias: bool = True) -> tuple[nn.Linear, Int8Linear]:
@@ -247,3 +248,53 @@ def test_repr() -> None:
     layer = Int8Linear.from_float(nn.Linear(4, 3), "silu")
     text = "Int8Linear(in_features=4, out_features=3, bias=True, activation=silu)"
     assert repr(layer) == text
+
+
+def on_a_gpu(q: Int8Linear) -> Int8Linear:
+    """A copy whose weight lies as on a GPU, in padded rows; the CPU's kernels read that too."""
+    other = copy.deepcopy(q)
+    other._buffers["packed"] = padded_rows(q.int8_weight())
+    return other
+
+
+def test_padded_rows() -> None:
+    """Rows start on whole 16 bytes, with zeros between; nothing is copied where they do already."""
+    for N, K in ((5, 33), (1, 1), (3, 16), (2, 48), (0, 7), (4, 0)):
+        weight = torch.randint(-127, 128, (N, K), dtype=torch.int8)
+        padded = padded_rows(weight)
+        assert torch.equal(padded, weight) and padded.stride(1) == 1
+        if N and K:
+            assert padded.stride(0) % 16 == 0 and padded.stride(0) < K + 16
+        assert padded_rows(padded) is padded
+        if K % 16 == 0:
+            assert padded.data_ptr() == weight.data_ptr()
+        elif N:
+            whole = torch.as_strided(padded, (N, padded.stride(0)), (padded.stride(0), 1))
+            assert not whole[:, K:].any()
+    turned = torch.randint(-127, 128, (32, 5), dtype=torch.int8).t()
+    assert padded_rows(turned).is_contiguous() and torch.equal(padded_rows(turned), turned)
+
+
+def test_padded_weight_is_an_ordinary_one() -> None:
+    """Copies, pickles, checkpoints and moves of a layer as it lies on a GPU."""
+    _, q = make()
+    padded = on_a_gpu(q)
+    assert padded.packed.stride() == (48, 1) and padded.packed.shape == (30, 40)
+    held = sum(t.numel() * t.element_size() for t in (q.weight_scale, q.bias))
+    assert padded.resident_bytes() == 30 * 48 + held
+    same(padded, q)
+    assert torch.equal(padded.weight, q.weight)
+    state = padded.state_dict()
+    for name, value in q.state_dict().items():
+        assert state[name].is_contiguous() and torch.equal(state[name], value)
+    saved = io.BytesIO()
+    torch.save(padded, saved)
+    saved.seek(0)
+    for other in (copy.deepcopy(padded), torch.load(saved, weights_only=False)):
+        assert other.packed.stride() == (48, 1)
+        same(other, q)
+    assert copy.deepcopy(padded).to("meta").packed.stride() == (48, 1)
+    other = Int8Linear(40, 30)
+    other.load_state_dict(state)
+    same(other, q)
+    same(padded.to(torch.bfloat16), copy.deepcopy(q).to(torch.bfloat16))

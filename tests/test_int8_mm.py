@@ -33,7 +33,9 @@ def check(a, b, a_scale, b_scale, bias, activation, dtype) -> None:
 
 @pytest.mark.parametrize("shape", cases.SHAPES, ids=cases.ident)
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.ident)
-def test_bits(isa: str, dtype: torch.dtype, shape: tuple[int, int, int], generator) -> None:
+def test_bits(
+    implementation: str, dtype: torch.dtype, shape: tuple[int, int, int], generator
+) -> None:
     a, b, a_scale, b_scale = operands(*shape, generator)
     check(a, b, a_scale, b_scale, None, "none", dtype)
     check(a, b, a_scale, b_scale, torch.randn(shape[1], generator=generator), "none", dtype)
@@ -41,7 +43,7 @@ def test_bits(isa: str, dtype: torch.dtype, shape: tuple[int, int, int], generat
 
 @pytest.mark.parametrize("activation", cases.ACTIVATIONS)
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.ident)
-def test_epilogue(isa: str, dtype: torch.dtype, activation: str, generator) -> None:
+def test_epilogue(implementation: str, dtype: torch.dtype, activation: str, generator) -> None:
     a, b, a_scale, b_scale = operands(37, 53, 90, generator)
     for bias_dtype in cases.DTYPES:
         bias = torch.randn(53, generator=generator).to(bias_dtype)
@@ -53,7 +55,7 @@ def test_epilogue(isa: str, dtype: torch.dtype, activation: str, generator) -> N
     [(20, 70, 1100), (32, 96, 4100), (49, 65, 2100), (100, 33, 1500), (513, 70, 1030)],
     ids=cases.ident,
 )
-def test_long_sums_in_cuts(isa: str, shape: tuple[int, int, int], generator) -> None:
+def test_long_sums_in_cuts(implementation: str, shape: tuple[int, int, int], generator) -> None:
     """K beyond what one pass of the AMX kernel keeps in L1; odd row and column pairs."""
     check(*operands(*shape, generator), None, "none", torch.float32)
 
@@ -71,7 +73,7 @@ def test_random_shapes(isa: str, generator) -> None:
         done += M * N
 
 
-def test_largest_sum_is_exact(isa: str) -> None:
+def test_largest_sum_is_exact(implementation: str) -> None:
     K = ops.library.MAX_K
     a = torch.full((2, K), 127, dtype=torch.int8)
     b = torch.full((3, K), -127, dtype=torch.int8)
@@ -81,7 +83,7 @@ def test_largest_sum_is_exact(isa: str) -> None:
 
 
 @pytest.mark.parametrize("M", [1, 4, 5, 33, 130])
-def test_batch_and_threads_do_not_matter(isa: str, M: int, generator) -> None:
+def test_batch_and_threads_do_not_matter(implementation: str, M: int, generator) -> None:
     a, b, a_scale, b_scale = operands(M, 300, 200, generator)
     whole = ops.int8_mm(a, b, a_scale, b_scale)
     for count in (1, 2, 3):

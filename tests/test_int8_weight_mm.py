@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import cases
+import cuda_sim
 import numpy as np
 import pytest
 import torch
@@ -95,6 +96,28 @@ def test_every_isa_alike_and_near_float64(shape, dtype, group_size, generator) -
     want = torch.from_numpy(reference.float64_product(*arrays, group_size))
     error = (results[0].double() - want).norm() / want.norm()
     assert error <= 2 * K**0.5 * 2**-24 + torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("group_size", [None, 64], ids=lambda g: f"group-{g}")
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.ident)
+@pytest.mark.parametrize(
+    "shape", [(1, 70, 1000), (7, 33, 513), (50, 65, 257), (64, 17, 64)], ids=cases.ident
+)
+def test_cuda_sim_near_float64(shape, dtype, group_size, generator) -> None:
+    """The kernel's own order of sums: the same bits in every run, as near as the CPU's."""
+    M, N, K = shape
+    x = torch.randn(M, K, generator=generator).to(dtype)
+    weight, scale, zero, bias = operands(N, K, group_size, generator)
+    args = (x, weight, scale, zero, None, group_size)
+    got = cuda_sim.Simulator(arch=80).int8_weight_mm(*args)
+    again = cuda_sim.Simulator(arch=90, policy="late").int8_weight_mm(*args)
+    cases.assert_same_bits(again, got)
+    arrays = map(cases.to_numpy, (x, weight, scale, zero))
+    want = torch.from_numpy(reference.float64_product(*arrays, group_size))
+    error = (got.double() - want).norm() / want.norm()
+    assert error <= 2 * K**0.5 * 2**-24 + torch.finfo(dtype).eps
+    with_bias = cuda_sim.Simulator(arch=80).int8_weight_mm(*args[:4], bias, group_size, 1)
+    assert torch.allclose(with_bias.double(), torch.relu(want + bias), rtol=0.01, atol=0.05)
 
 
 def test_fma_of_the_reference() -> None:

@@ -21,17 +21,17 @@ def check(x: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("size", SIZES, ids=cases.ident)
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.ident)
-def test_bits(isa: str, dtype: torch.dtype, size: tuple[int, int], generator) -> None:
+def test_bits(implementation: str, dtype: torch.dtype, size: tuple[int, int], generator) -> None:
     check(cases.awkward_rows(*size, dtype, generator))
 
 
-def test_halves_round_to_even(isa: str) -> None:
+def test_halves_round_to_even(implementation: str) -> None:
     x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 63.5]])
     q, scale = ops.quantize_int8(x)
     assert q.tolist() == [[127, 0, 2, 2, 0, -2, -2, 64]] and scale.tolist() == [1.0]
 
 
-def test_special_rows(isa: str) -> None:
+def test_special_rows(implementation: str) -> None:
     tiny = 1e-38  # 127 / 1e-38 overflows
     x = torch.tensor([[0.0, -0.0], [1.0, float("nan")], [float("inf"), 1.0], [tiny, -tiny]])
     q, scale = ops.quantize_int8(x)

@@ -45,7 +45,8 @@ def _specialise(kernel: Any, arguments: dict[str, Any]) -> tuple[dict, dict, dic
             signature[parameter.name] = "constexpr"
             constants[parameter.name] = value
         else:
-            signature[parameter.name] = "i32" if value < 2**31 else "i64"
+            integer = "i32" if value < 2**31 else "i64"
+            signature[parameter.name] = "fp32" if isinstance(value, float) else integer
             if value % 16 == 0:
                 attributes[(index,)] = [["tt.divisibility", 16]]
     return signature, constants, attributes

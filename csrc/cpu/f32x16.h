@@ -136,6 +136,7 @@ TT_INLINE F32x16 mul_add_exact(F32x16 a, F32x16 b, F32x16 c) {
 TT_INLINE F32x16 mul_sub_exact(F32x16 a, F32x16 b, F32x16 c) {
   return _mm512_fmsub_ps(a.v, b.v, c.v);
 }
+TT_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
 TT_INLINE F32x16 select(Mask16 m, F32x16 a, F32x16 b) { return _mm512_mask_mov_ps(b.v, m.m, a.v); }
 TT_INLINE F32x16 min(F32x16 a, F32x16 b) { return _mm512_min_ps(a.v, b.v); }
 TT_INLINE F32x16 max(F32x16 a, F32x16 b) { return _mm512_max_ps(a.v, b.v); }

@@ -131,6 +131,7 @@ struct F32x8 {
 #if defined(__FMA__)
 TT_INLINE F32x8 mul_add_exact(F32x8 a, F32x8 b, F32x8 c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
 TT_INLINE F32x8 mul_sub_exact(F32x8 a, F32x8 b, F32x8 c) { return _mm256_fmsub_ps(a.v, b.v, c.v); }
+TT_INLINE F32x8 fma(F32x8 a, F32x8 b, F32x8 c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
 #else
 TT_INLINE F32x8 mul_add_exact(F32x8 a, F32x8 b, F32x8 c) { return a * b + c; }
 TT_INLINE F32x8 mul_sub_exact(F32x8 a, F32x8 b, F32x8 c) { return a * b - c; }

@@ -20,3 +20,6 @@ tt_status set_error(tt_status status, const char* format, ...) {
 
 int32_t tt_abi_version(void) { return TT_ABI_VERSION; }
 const char* tt_last_error(void) { return trimtab::last_error; }
+void tt_set_last_error(const char* message) {
+  std::snprintf(trimtab::last_error, sizeof trimtab::last_error, "%s", message);
+}

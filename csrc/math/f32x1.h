@@ -10,6 +10,7 @@
 //   mul_add_exact(a, b, c) = a * b + c,  mul_sub_exact(a, b, c) = a * b - c
 //                where the caller knows that a * b is exact, so that fusing changes no bit; one fma
 //                where the target has it
+//   fma(a, b, c)   a * b + c, rounded once; where a formula says so and nowhere else
 //   rint, floor, ceil   to an integral float; -0.0 stays -0.0
 //   scale2n(x,n) x * 2^n, exact: n integral in [-126, 127], the result zero or normal. One
 //                instruction with AVX-512, three elsewhere
@@ -106,6 +107,13 @@ TT_INLINE F32x1 mul_sub_exact(F32x1 a, F32x1 b, F32x1 c) { return __fmaf_rn(a.v,
 TT_INLINE F32x1 mul_add_exact(F32x1 a, F32x1 b, F32x1 c) { return a * b + c; }
 TT_INLINE F32x1 mul_sub_exact(F32x1 a, F32x1 b, F32x1 c) { return a * b - c; }
 #endif
+TT_INLINE F32x1 fma(F32x1 a, F32x1 b, F32x1 c) {
+#if defined(__CUDA_ARCH__)
+  return __fmaf_rn(a.v, b.v, c.v);
+#else
+  return __builtin_fmaf(a.v, b.v, c.v);
+#endif
+}
 TT_INLINE F32x1 select(Mask1 m, F32x1 a, F32x1 b) { return m.m ? a.v : b.v; }
 TT_INLINE F32x1 min(F32x1 a, F32x1 b) { return a.v < b.v ? a.v : b.v; }
 TT_INLINE F32x1 max(F32x1 a, F32x1 b) { return a.v > b.v ? a.v : b.v; }

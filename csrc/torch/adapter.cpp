@@ -94,16 +94,35 @@ tt_dtype float_dtype(const char* op, const char* name, const Tensor& tensor) {
   return TT_F32;
 }
 
+Place place_of(const Tensor& tensor) {
+  Place place;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &place.type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &place.index));
+  return place;
+}
+
+std::string describe(const Place& place) {
+  if (place.type == aoti_torch_device_type_cpu()) return "the CPU";
+  return place.is_cuda() ? "cuda:" + std::to_string(place.index) : "another device";
+}
+
+void check_place(const char* op, const char* name, const Tensor& tensor, const Place& place) {
+  const Place found = place_of(tensor);
+  const bool same = found.type == place.type && (!place.is_cuda() || found.index == place.index);
+  TT_CHECK(same, op, ": expected ", name, " on ", describe(place), ", like the others, got it on ",
+           describe(found));
+}
+
 void check_tensor(const char* op, const char* name, const Tensor& tensor, ScalarType dtype,
-                  int rank) {
+                  int rank, const Place& place) {
   TT_CHECK(tensor.scalar_type() == dtype && (rank < 0 || tensor.dim() == rank), op, ": expected ",
            name, " of ", rank < 0 ? "" : std::to_string(rank) + "-D ", dtype_name(dtype), ", got ",
            describe(tensor));
-  TT_CHECK(tensor.is_cpu(), op, ": expected ", name, " on the CPU, like the others");
+  check_place(op, name, tensor, place);
 }
 
 void check_out(const char* op, const char* name, const Tensor& out, ScalarType dtype,
-               const int64_t* sizes, int64_t rank) {
+               const int64_t* sizes, int64_t rank, const Place& place) {
   bool same = out.dim() == rank;
   std::string wanted = "[";
   for (int64_t d = 0; d < rank; ++d) {
@@ -112,7 +131,7 @@ void check_out(const char* op, const char* name, const Tensor& out, ScalarType d
   }
   TT_CHECK(same && out.scalar_type() == dtype && out.is_contiguous(), op, ": expected contiguous ",
            name, " of ", wanted, "] ", dtype_name(dtype), ", got ", describe(out));
-  TT_CHECK(out.is_cpu(), op, ": expected ", name, " on the CPU, like the others");
+  check_place(op, name, out, place);
 }
 
 Rows::Rows(const Tensor& x) : tensor(x) {
@@ -128,30 +147,44 @@ Rows::Rows(const Tensor& x) : tensor(x) {
   data = tensor.const_data_ptr();
 }
 
-Tensor empty_strided_cpu(const int64_t* sizes, const int64_t* strides, int64_t rank,
-                         ScalarType dtype) {
+namespace {
+
+Tensor empty_strided(const Place& place, const int64_t* sizes, const int64_t* strides, int64_t rank,
+                     ScalarType dtype) {
   AtenTensorHandle handle;
   const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(rank, sizes, strides, code,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
-  const Tensor tensor(handle);
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(rank, sizes, strides, code, place.type, place.index, &handle));
+  return Tensor(handle);
+}
+
+}  // namespace
+
+Tensor empty_strided_cpu(const int64_t* sizes, const int64_t* strides, int64_t rank,
+                         ScalarType dtype) {
+  const Tensor tensor = empty_strided(Place::cpu(), sizes, strides, rank, dtype);
   const int64_t element = dtype == ScalarType::Float ? 4 : dtype == ScalarType::Char ? 1 : 2;
   if (rank > 0) advise_huge_pages(tensor.mutable_data_ptr(), sizes[0] * strides[0] * element);
   return tensor;
 }
 
-Tensor empty_cpu(const int64_t* sizes, int64_t rank, ScalarType dtype) {
+Tensor empty(const Place& place, const int64_t* sizes, int64_t rank, ScalarType dtype) {
   std::vector<int64_t> strides(size_t(rank), 1);
   for (int64_t d = rank - 2; d >= 0; --d)
     strides[size_t(d)] = strides[size_t(d) + 1] * std::max<int64_t>(sizes[d + 1], 1);
+  if (place.is_cuda()) return empty_strided(place, sizes, strides.data(), rank, dtype);
   return empty_strided_cpu(sizes, strides.data(), rank, dtype);
+}
+
+Tensor empty_cpu(const int64_t* sizes, int64_t rank, ScalarType dtype) {
+  return empty(Place::cpu(), sizes, rank, dtype);
 }
 
 Tensor empty_rows(const Tensor& x, int64_t last, ScalarType dtype) {
   const auto sizes = x.sizes();
   std::vector<int64_t> shape(sizes.begin(), sizes.end());
   shape.back() = last;
-  return empty_cpu(shape.data(), int64_t(shape.size()), dtype);
+  return empty(place_of(x), shape.data(), int64_t(shape.size()), dtype);
 }
 
 PackedWeight::PackedWeight(const char* op, const Tensor& weight, int64_t n, int64_t K)

@@ -41,13 +41,26 @@ std::string describe(const Tensor& tensor);
 // The dtype as ours; throws "<op>: expected <name> of float32, bfloat16 or float16, got ...".
 tt_dtype float_dtype(const char* op, const char* name, const Tensor& tensor);
 
-// Throws unless the tensor is int8 / fp32, has `rank` dimensions (-1: any) and lies on the CPU.
-void check_tensor(const char* op, const char* name, const Tensor& tensor, ScalarType dtype,
-                  int rank);
+// Where a tensor lies, in the numbers of torch's C interface.
+struct Place {
+  int32_t type, index;
+  bool is_cuda() const { return type == aoti_torch_device_type_cuda(); }
+  static Place cpu() { return {aoti_torch_device_type_cpu(), 0}; }
+};
+Place place_of(const Tensor& tensor);
+// "the CPU", "cuda:1"
+std::string describe(const Place& place);
 
-// Throws unless `out` is a contiguous CPU tensor of that dtype and those sizes.
+// Throws unless the tensor lies there.
+void check_place(const char* op, const char* name, const Tensor& tensor, const Place& place);
+
+// Throws unless the tensor is int8 / fp32, has `rank` dimensions (-1: any) and lies on that device.
+void check_tensor(const char* op, const char* name, const Tensor& tensor, ScalarType dtype,
+                  int rank, const Place& place = Place::cpu());
+
+// Throws unless `out` is a contiguous tensor of that dtype and those sizes on that device.
 void check_out(const char* op, const char* name, const Tensor& out, ScalarType dtype,
-               const int64_t* sizes, int64_t rank);
+               const int64_t* sizes, int64_t rank, const Place& place = Place::cpu());
 
 // A tensor [..., K] as M rows of K adjacent elements, row_stride elements apart. Expanded and sliced
 // tensors are read in place; others are copied once, and the copy is kept alive here.
@@ -61,9 +74,10 @@ struct Rows {
 // A new CPU tensor; the first dimension has the largest stride.
 Tensor empty_strided_cpu(const int64_t* sizes, const int64_t* strides, int64_t rank,
                          ScalarType dtype);
-// A new contiguous CPU tensor.
+// A new contiguous tensor.
+Tensor empty(const Place& place, const int64_t* sizes, int64_t rank, ScalarType dtype);
 Tensor empty_cpu(const int64_t* sizes, int64_t rank, ScalarType dtype);
-// The sizes of x with the last one replaced.
+// On x's device; the sizes of x with the last one replaced.
 Tensor empty_rows(const Tensor& x, int64_t last, ScalarType dtype);
 
 // A weight ready for the kernels: the packed tensor itself, or a plain [N, K] one packed for this call.
@@ -80,6 +94,7 @@ struct PackedWeight {
 // exit when an op with a named overload is (jit::deregisterOperator meets a schema that is gone).
 #define TT_OPS(m) TT_REGISTER(tt_define_ops, FRAGMENT, nullptr, m)
 #define TT_CPU_OPS(m) TT_REGISTER(tt_implement_cpu, IMPL, "CPU", m)
+#define TT_CUDA_OPS(m) TT_REGISTER(tt_implement_cuda, IMPL, "CUDA", m)
 #define TT_REGISTER(function, kind, key, m)                                                      \
   static void function(torch::stable::detail::StableLibrary&);                                   \
   [[maybe_unused]] static const auto& function##_kept =                                          \

@@ -98,7 +98,7 @@ struct ConvArgs {
       : x(x_any),
         packed(weight),
         dtype(float_dtype(kOp, "x", x_any)),
-        epilogue(kOp, "weight_scale", weight_scale, bias, activation) {
+        epilogue(kOp, "weight_scale", weight_scale, bias, activation, Place::cpu()) {
     TT_CHECK(x.dim() == 4, kOp, ": expected x [B, C, H, W], got ", describe(x));
     TT_CHECK(x.is_cpu() && weight.is_cpu(), kOp, ": expected x and weight on the CPU");
     check_ints(kOp, "kernel_size", kernel_size, 2, 1);

@@ -32,7 +32,7 @@ struct EmbeddingArgs {
     const bool is_int = tensor.scalar_type() == ScalarType::Int;
     TT_CHECK(is_int || tensor.scalar_type() == ScalarType::Long, op, ": expected ", name,
              " of int32 or int64, got ", describe(tensor));
-    TT_CHECK(tensor.is_cpu(), op, ": expected ", name, " on the CPU, like the others");
+    check_place(op, name, tensor, Place::cpu());
     return is_int ? 4 : 8;
   }
 };

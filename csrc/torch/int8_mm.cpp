@@ -2,6 +2,7 @@
 #include <trimtab/int8_mm.h>
 
 #include "adapter.h"
+#include "cuda.h"
 #include "epilogue.h"
 
 namespace trimtab {
@@ -9,15 +10,8 @@ namespace {
 
 constexpr const char* kOp = "int8_mm";
 
-void check(const Tensor& a, const Tensor& a_scale) {
-  check_tensor(kOp, "a", a, ScalarType::Char, 2);
-  check_tensor(kOp, "a_scale", a_scale, ScalarType::Float, 1);
-  TT_CHECK(a_scale.numel() == a.sizes()[0] && a_scale.is_contiguous(), kOp,
-           ": expected contiguous a_scale [M=", a.sizes()[0], "], got ", describe(a_scale));
-}
-
-void run(const Tensor& a, const Tensor& b, const Tensor& a_scale, const EpilogueArgs& epilogue,
-         const Tensor& out) {
+void run_cpu(const Tensor& a, const Tensor& b, const Tensor& a_scale, const EpilogueArgs& epilogue,
+             const Tensor& out) {
   const Rows rows(a);
   const PackedWeight weight(kOp, b, epilogue.N, rows.K);
   const tt_epilogue into = epilogue.into(out);
@@ -27,25 +21,73 @@ void run(const Tensor& a, const Tensor& b, const Tensor& a_scale, const Epilogue
                           weight.N, rows.K, &into, &pool));
 }
 
+void run_cuda(const Tensor& a, const Tensor& b, const Tensor& a_scale, const EpilogueArgs& epilogue,
+              const Tensor& out) {
+  const CudaCall call(kOp, epilogue.place);
+  const Rows rows = cuda_rows(a, /*apart=*/true);
+  const Rows weight = cuda_weight(kOp, b, epilogue.N, rows.K);
+  const tt_epilogue into = epilogue.into(out);
+  const Workspace workspace(call, call.library.int8_mm_workspace(rows.M, weight.M, rows.K));
+  check_status(call.library.int8_mm(static_cast<const int8_t*>(rows.data), rows.row_stride,
+                                    static_cast<const float*>(a_scale.const_data_ptr()),
+                                    static_cast<const int8_t*>(weight.data), weight.row_stride,
+                                    rows.M, weight.M, rows.K, &into, workspace.data, call.stream));
+}
+
+// What both overloads check; the device of a is that of all.
+struct Call {
+  Place place;
+  EpilogueArgs epilogue;
+
+  Call(const Tensor& a, const Tensor& b, const Tensor& a_scale, const Tensor& b_scale,
+       const std::optional<Tensor>& bias, int64_t activation)
+      : place(place_of(a)), epilogue(kOp, "b_scale", b_scale, bias, activation, place) {
+    check_tensor(kOp, "a", a, ScalarType::Char, 2, place);
+    check_tensor(kOp, "weight", b, ScalarType::Char, -1, place);
+    check_tensor(kOp, "a_scale", a_scale, ScalarType::Float, 1, place);
+    TT_CHECK(a_scale.numel() == a.sizes()[0] && a_scale.is_contiguous(), kOp,
+             ": expected contiguous a_scale [M=", a.sizes()[0], "], got ", describe(a_scale));
+  }
+
+  bool triton() const { return place.is_cuda() && !cuda_serves(kOp, place); }
+
+  void run(const Tensor& a, const Tensor& b, const Tensor& a_scale, const Tensor& out) const {
+    (place.is_cuda() ? run_cuda : run_cpu)(a, b, a_scale, epilogue, out);
+  }
+};
+
+Tensor triton(const Tensor& a, const Tensor& b, const Tensor& a_scale, const Tensor& b_scale,
+              const std::optional<Tensor>& bias, int64_t activation, ScalarType dtype) {
+  const std::optional<ScalarType> out_dtype = dtype;
+  const auto results = call_overload("trimtab::int8_mm", "triton", a, b, a_scale, b_scale, bias,
+                                     activation, out_dtype);
+  return torch::stable::detail::to<Tensor>(results[0]);
+}
+
 Tensor int8_mm(const Tensor& a, const Tensor& b, const Tensor& a_scale, const Tensor& b_scale,
                std::optional<Tensor> bias, int64_t activation,
                std::optional<ScalarType> out_dtype) {
-  check(a, a_scale);
-  const EpilogueArgs epilogue(kOp, "b_scale", b_scale, bias, activation);
-  const Tensor out = empty_rows(a, epilogue.N, out_dtype.value_or(ScalarType::BFloat16));
+  const Call call(a, b, a_scale, b_scale, bias, activation);
+  const ScalarType dtype = out_dtype.value_or(ScalarType::BFloat16);
+  if (call.triton()) return triton(a, b, a_scale, b_scale, bias, activation, dtype);
+  const Tensor out = empty_rows(a, call.epilogue.N, dtype);
   float_dtype(kOp, "out", out);
-  run(a, b, a_scale, epilogue, out);
+  call.run(a, b, a_scale, out);
   return out;
 }
 
 void int8_mm_out(const Tensor& a, const Tensor& b, const Tensor& a_scale, const Tensor& b_scale,
                  std::optional<Tensor> bias, int64_t activation, Tensor out) {
-  check(a, a_scale);
-  const EpilogueArgs epilogue(kOp, "b_scale", b_scale, bias, activation);
-  const int64_t sizes[] = {a.sizes()[0], epilogue.N};
+  const Call call(a, b, a_scale, b_scale, bias, activation);
+  const int64_t sizes[] = {a.sizes()[0], call.epilogue.N};
+  const ScalarType dtype = out.scalar_type();
   float_dtype(kOp, "out", out);
-  check_out(kOp, "out", out, out.scalar_type(), sizes, 2);
-  run(a, b, a_scale, epilogue, out);
+  check_out(kOp, "out", out, dtype, sizes, 2, call.place);
+  if (call.triton()) {
+    torch::stable::copy_(out, triton(a, b, a_scale, b_scale, bias, activation, dtype));
+    return;
+  }
+  call.run(a, b, a_scale, out);
 }
 
 }  // namespace
@@ -55,11 +97,21 @@ TT_OPS(m) {
       "int8_mm(Tensor a, Tensor b, Tensor a_scale, Tensor b_scale, Tensor? bias=None, "
       "int activation=0, ScalarType? out_dtype=None) -> Tensor");
   m.def(
+      "int8_mm.triton(Tensor a, Tensor b, Tensor a_scale, Tensor b_scale, Tensor? bias=None, "
+      "int activation=0, ScalarType? out_dtype=None) -> Tensor");
+  m.def(
       "int8_mm.out(Tensor a, Tensor b, Tensor a_scale, Tensor b_scale, Tensor? bias=None, "
       "int activation=0, *, Tensor(a!) out) -> ()");
 }
 
 TT_CPU_OPS(m) {
+  if (python_answers()) return;
+  m.impl("int8_mm", TORCH_BOX(&int8_mm));
+  m.impl("int8_mm.out", TORCH_BOX(&int8_mm_out));
+}
+
+TT_CUDA_OPS(m) {
+  if (python_answers()) return;
   m.impl("int8_mm", TORCH_BOX(&int8_mm));
   m.impl("int8_mm.out", TORCH_BOX(&int8_mm_out));
 }

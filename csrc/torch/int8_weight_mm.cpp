@@ -1,10 +1,12 @@
 // out [..., N] = int8_weight_mm(x [..., K], weight packed or [N, K] int8, weight_scale, zero_point, bias)
 //
 // weight_scale [N], or [groups, N] with zero_point [groups, N] int8 or none. The overload "inference" is
-// the same function without an autograd rule (see int8_linear.cpp).
+// the same function without an autograd rule (see int8_linear.cpp). "triton" and "dequantized" are
+// implemented in Python: Triton's kernel, and torch's own product with the float weight, made for the call.
 #include <trimtab/int8_weight_mm.h>
 
 #include "adapter.h"
+#include "cuda.h"
 #include "epilogue.h"
 
 namespace trimtab {
@@ -14,6 +16,7 @@ constexpr const char* kOp = "int8_weight_mm";
 
 struct Call {
   tt_dtype dtype;
+  Place place;
   EpilogueArgs epilogue;
   std::optional<Tensor> zero_point;
   int64_t K, group;
@@ -21,10 +24,10 @@ struct Call {
   Call(const Tensor& x, const Tensor& weight_scale, const std::optional<Tensor>& zero,
        const std::optional<Tensor>& bias, std::optional<int64_t> group_size, int64_t activation)
       : dtype(float_dtype(kOp, "x", x)),
-        epilogue(kOp, "weight_scale", weight_scale, bias, activation, /*grouped=*/true),
+        place(place_of(x)),
+        epilogue(kOp, "weight_scale", weight_scale, bias, activation, place, /*grouped=*/true),
         zero_point(zero) {
     TT_CHECK(x.dim() >= 1, kOp, ": expected x of at least one dimension, got ", describe(x));
-    TT_CHECK(x.is_cpu(), kOp, ": expected x on the CPU, like the others");
     K = x.sizes()[x.dim() - 1];
     TT_CHECK(!group_size || *group_size >= 1, kOp, ": expected group_size >= 1 or None, got ",
              group_size.value_or(0));
@@ -40,7 +43,7 @@ struct Call {
     TT_CHECK(given == groups, kOp, ": expected weight_scale [groups=", groups, ", N] for K=", K,
              " and group_size ", group, ", got ", describe(scale));
     if (!zero_point) return;
-    check_tensor(kOp, "zero_point", *zero_point, ScalarType::Char, -1);
+    check_tensor(kOp, "zero_point", *zero_point, ScalarType::Char, -1, place);
     bool same = zero_point->dim() == scale.dim() && zero_point->is_contiguous();
     for (int64_t d = 0; same && d < scale.dim(); ++d)
       same = zero_point->sizes()[d] == scale.sizes()[d];
@@ -48,15 +51,38 @@ struct Call {
              describe(scale), ", got ", describe(*zero_point));
   }
 
+  const int8_t* zeros() const {
+    return zero_point ? static_cast<const int8_t*>(zero_point->const_data_ptr()) : nullptr;
+  }
+
+  // The overload that answers instead of C++ on this device, or nullptr.
+  const char* elsewhere(const Tensor& x) const {
+    if (!place.is_cuda()) return nullptr;
+    if (!cuda_serves(kOp, place)) return "triton";
+    int64_t M = 1;
+    for (int64_t d = 0; d + 1 < x.dim(); ++d) M *= x.sizes()[d];
+    return M > TT_INT8_WEIGHT_MM_CUDA_MAX_M ? "dequantized" : nullptr;
+  }
+
   void run(const Tensor& x, const Tensor& weight, const Tensor& out) const {
+    check_tensor(kOp, "weight", weight, ScalarType::Char, -1, place);
+    if (place.is_cuda()) return run_cuda(x, weight, out);
     const Rows rows(x);
     const PackedWeight packed(kOp, weight, epilogue.N, K);
     const tt_epilogue into = epilogue.into(out);
     const tt_parallel pool = torch_pool();
-    const int8_t* zero =
-        zero_point ? static_cast<const int8_t*>(zero_point->const_data_ptr()) : nullptr;
-    check_status(tt_int8_weight_mm(rows.data, dtype, rows.row_stride, packed.data, group, zero,
+    check_status(tt_int8_weight_mm(rows.data, dtype, rows.row_stride, packed.data, group, zeros(),
                                    rows.M, packed.N, K, &into, &pool));
+  }
+
+  void run_cuda(const Tensor& x, const Tensor& weight, const Tensor& out) const {
+    const CudaCall call(kOp, place);
+    const Rows rows = cuda_rows(x);
+    const Rows b = cuda_weight(kOp, weight, epilogue.N, K);
+    const tt_epilogue into = epilogue.into(out);
+    check_status(call.library.int8_weight_mm(rows.data, dtype, rows.row_stride,
+                                             static_cast<const int8_t*>(b.data), b.row_stride,
+                                             group, zeros(), rows.M, b.M, K, &into, call.stream));
   }
 };
 
@@ -65,6 +91,11 @@ Tensor int8_weight_mm(const Tensor& x, const Tensor& weight, const Tensor& weigh
                       std::optional<int64_t> group_size, int64_t activation,
                       std::optional<ScalarType> out_dtype) {
   const Call call(x, weight_scale, zero_point, bias, group_size, activation);
+  if (const char* overload = call.elsewhere(x)) {
+    const auto results = call_overload("trimtab::int8_weight_mm", overload, x, weight, weight_scale,
+                                       zero_point, bias, group_size, activation, out_dtype);
+    return torch::stable::detail::to<Tensor>(results[0]);
+  }
   const Tensor out = empty_rows(x, call.epilogue.N, out_dtype.value_or(x.scalar_type()));
   float_dtype(kOp, "out", out);
   call.run(x, weight, out);
@@ -77,8 +108,14 @@ void int8_weight_mm_out(const Tensor& x, const Tensor& weight, const Tensor& wei
   const Call call(x, weight_scale, zero_point, bias, group_size, activation);
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = call.epilogue.N;
+  const ScalarType dtype = out.scalar_type();
   float_dtype(kOp, "out", out);
-  check_out(kOp, "out", out, out.scalar_type(), sizes.data(), int64_t(sizes.size()));
+  check_out(kOp, "out", out, dtype, sizes.data(), int64_t(sizes.size()), call.place);
+  if (call.elsewhere(x) != nullptr) {
+    torch::stable::copy_(out, int8_weight_mm(x, weight, weight_scale, zero_point, bias, group_size,
+                                             activation, dtype));
+    return;
+  }
   call.run(x, weight, out);
 }
 
@@ -94,11 +131,27 @@ TT_OPS(m) {
       "Tensor? zero_point=None, Tensor? bias=None, int? group_size=None, int activation=0, "
       "ScalarType? out_dtype=None) -> Tensor");
   m.def(
+      "int8_weight_mm.triton(Tensor x, Tensor weight, Tensor weight_scale, "
+      "Tensor? zero_point=None, Tensor? bias=None, int? group_size=None, int activation=0, "
+      "ScalarType? out_dtype=None) -> Tensor");
+  m.def(
+      "int8_weight_mm.dequantized(Tensor x, Tensor weight, Tensor weight_scale, "
+      "Tensor? zero_point=None, Tensor? bias=None, int? group_size=None, int activation=0, "
+      "ScalarType? out_dtype=None) -> Tensor");
+  m.def(
       "int8_weight_mm.out(Tensor x, Tensor weight, Tensor weight_scale, Tensor? zero_point=None, "
       "Tensor? bias=None, int? group_size=None, int activation=0, *, Tensor(a!) out) -> ()");
 }
 
 TT_CPU_OPS(m) {
+  if (python_answers()) return;
+  m.impl("int8_weight_mm", TORCH_BOX(&int8_weight_mm));
+  m.impl("int8_weight_mm.inference", TORCH_BOX(&int8_weight_mm));
+  m.impl("int8_weight_mm.out", TORCH_BOX(&int8_weight_mm_out));
+}
+
+TT_CUDA_OPS(m) {
+  if (python_answers()) return;
   m.impl("int8_weight_mm", TORCH_BOX(&int8_weight_mm));
   m.impl("int8_weight_mm.inference", TORCH_BOX(&int8_weight_mm));
   m.impl("int8_weight_mm.out", TORCH_BOX(&int8_weight_mm_out));

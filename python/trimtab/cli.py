@@ -86,6 +86,7 @@ def facts_by_topic() -> Iterator[tuple[str, list[str]]]:
     yield "torch ops", [torch_ops()]
     yield "CUDA library", [cuda()]
     yield "Triton", [triton()]
+    yield "backend", backend()
 
 
 def versions() -> str:
@@ -144,7 +145,7 @@ def torch_ops() -> str:
     try:
         importlib.import_module("trimtab.ops")
         torch = importlib.import_module("torch")
-    except (ImportError, OSError, RuntimeError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         return f"not loaded: {error}"
     schemas = torch._C._jit_get_all_schemas()
     names = sorted({s.name.partition("::")[2] for s in schemas if s.name.startswith("trimtab::")})
@@ -154,16 +155,28 @@ def torch_ops() -> str:
 def cuda() -> str:
     library = PACKAGE / "lib" / "libtrimtab_cuda.so"
     if not library.exists():
-        return "not built: there was no nvcc at build time, or this version has no CUDA kernels yet"
+        return "not built: there was no nvcc at build time, or TRIMTAB_CUDA=0"
     try:
         torch = importlib.import_module("torch")
     except ImportError as error:
         return f"built, not loaded: {error}"
     if torch.version.cuda is None:
-        return f"built, not loaded: torch {torch.__version__} has no CUDA"
+        return f"built, not used: torch {torch.__version__} has no CUDA"
     if not torch.cuda.is_available():
-        return "built, not loaded: torch sees no GPU"
-    return f"built, on {torch.cuda.get_device_name()}"
+        return "built, not used: torch sees no GPU"
+    major, minor = torch.cuda.get_device_capability()
+    name = f"{torch.cuda.get_device_name()} of compute capability {major}.{minor}"
+    if major < 8:
+        return f"built, not used: {name}, and the kernels need 8.0"
+    return f"built, on {name}"
+
+
+def backend() -> list[str]:
+    try:
+        importlib.import_module("trimtab.ops")
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        return [f"none: {error}"]
+    return importlib.import_module("trimtab.ops.backend").describe()
 
 
 def triton() -> str:

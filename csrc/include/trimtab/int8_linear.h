@@ -11,6 +11,13 @@ TT_API tt_status tt_int8_linear(const void* x, tt_dtype x_dtype, int64_t x_strid
                                 const int8_t* b_packed, int64_t M, int64_t N, int64_t K,
                                 const tt_epilogue* epilogue, const tt_parallel* parallel);
 
+/* On a CUDA device: two launches at most. b and workspace as for tt_int8_mm_cuda. */
+TT_API int64_t tt_int8_linear_cuda_workspace(int64_t M, int64_t N, int64_t K);
+TT_API tt_status tt_int8_linear_cuda(const void* x, tt_dtype x_dtype, int64_t x_stride,
+                                     const int8_t* b, int64_t b_stride, int64_t M, int64_t N,
+                                     int64_t K, const tt_epilogue* epilogue, void* workspace,
+                                     tt_stream stream);
+
 #ifdef __cplusplus
 }
 #endif

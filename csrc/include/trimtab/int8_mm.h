@@ -30,6 +30,15 @@ TT_API tt_status tt_int8_mm(const int8_t* a, int64_t a_stride, const float* a_sc
                             const int8_t* b_packed, int64_t M, int64_t N, int64_t K,
                             const tt_epilogue* epilogue, const tt_parallel* parallel);
 
+/* On a CUDA device b is plain [N, K], rows b_stride bytes apart. Tensor cores are fed at full speed where
+ * a, b and their strides are multiples of 16 bytes; other operands work, slower.
+ * workspace: tt_int8_mm_cuda_workspace(M, N, K) bytes, aligned to 256, its contents are not kept; NULL where
+ * that is 0. It serves one call at a time. */
+TT_API int64_t tt_int8_mm_cuda_workspace(int64_t M, int64_t N, int64_t K);
+TT_API tt_status tt_int8_mm_cuda(const int8_t* a, int64_t a_stride, const float* a_scale,
+                                 const int8_t* b, int64_t b_stride, int64_t M, int64_t N, int64_t K,
+                                 const tt_epilogue* epilogue, void* workspace, tt_stream stream);
+
 #ifdef __cplusplus
 }
 #endif

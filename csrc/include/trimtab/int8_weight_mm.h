@@ -23,6 +23,15 @@ TT_API tt_status tt_int8_weight_mm(const void* x, tt_dtype x_dtype, int64_t x_st
                                    int64_t M, int64_t N, int64_t K, const tt_epilogue* epilogue,
                                    const tt_parallel* parallel);
 
+/* On a CUDA device b is plain [N, K], rows b_stride bytes apart; the order of the sum is the kernel's own,
+ * the same for every run (NUMERICS.md section 7). Made for few rows, where reading the weight is the cost:
+ * M <= TT_INT8_WEIGHT_MM_CUDA_MAX_M, more is TT_UNSUPPORTED. */
+#define TT_INT8_WEIGHT_MM_CUDA_MAX_M 64
+TT_API tt_status tt_int8_weight_mm_cuda(const void* x, tt_dtype x_dtype, int64_t x_stride,
+                                        const int8_t* b, int64_t b_stride, int64_t group,
+                                        const int8_t* zero_point, int64_t M, int64_t N, int64_t K,
+                                        const tt_epilogue* epilogue, tt_stream stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -17,6 +17,11 @@ TT_API tt_status tt_quantize_int8(const void* x, tt_dtype x_dtype, int64_t x_str
                                   int64_t K, int8_t* q, int64_t q_stride, float* scale,
                                   const tt_parallel* parallel);
 
+/* The same on a CUDA device. Any stride and alignment; 16-byte loads and stores where they allow it. */
+TT_API tt_status tt_quantize_int8_cuda(const void* x, tt_dtype x_dtype, int64_t x_stride, int64_t M,
+                                       int64_t K, int8_t* q, int64_t q_stride, float* scale,
+                                       tt_stream stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -22,6 +22,7 @@ typedef enum tt_status {
   TT_INVALID_ARGUMENT = 1, /* a bad value: dtype, size, pointer, scale */
   TT_UNSUPPORTED = 2,      /* this CPU or build cannot do it */
   TT_OUT_OF_MEMORY = 3,    /* no memory for scratch space */
+  TT_CUDA_ERROR = 4,       /* the CUDA runtime or driver refused; the message has its words */
 } tt_status;
 
 typedef enum tt_dtype { TT_F32 = 0, TT_BF16 = 1, TT_F16 = 2 } tt_dtype;
@@ -53,10 +54,19 @@ typedef struct tt_parallel {
   int32_t threads;                                             /* how many run() can use; >= 1 */
 } tt_parallel;
 
+/* A cudaStream_t; NULL is the default stream. Functions that end in _cuda live in libtrimtab_cuda.so: they
+ * take device pointers of the current device, enqueue on the stream, do not wait and allocate nothing. */
+typedef void* tt_stream;
+
+/* TT_OK if the current device is a GPU that the _cuda functions run on: compute capability 8.0 or later. */
+TT_API tt_status tt_supported_cuda(void);
+
 TT_API int32_t tt_abi_version(void);
 
 /* The last failure on this thread; "" before the first. Valid until the next failure on it. */
 TT_API const char* tt_last_error(void);
+/* Makes a copy of the message this thread's tt_last_error, as libtrimtab_cuda.so does for its own. */
+TT_API void tt_set_last_error(const char* message);
 
 /* The instruction set in use: the best this CPU has, capped by TRIMTAB_ISA (read once) or
  * tt_set_isa. Unknown names and sets this CPU lacks are TT_INVALID_ARGUMENT / TT_UNSUPPORTED. */

@@ -11,13 +11,32 @@ from .. import ops
 # Of the checkpoint below; raised when its meaning changes.
 FORMAT_VERSION = 1
 
+# GPUs read a weight 16 bytes at a time, and their copy engine (TMA) takes no other distance of rows.
+ROW_BYTES = 16
+
+
+def padded_rows(weight: Tensor) -> Tensor:
+    """int8 ``weight`` [N, K] in rows that start on whole 16 bytes: itself, or a view of a wider copy.
+
+    The bytes between K and the next row are zeros, and no part of the tensor.
+    """
+    N, K = weight.shape
+    width = -(-K // ROW_BYTES) * ROW_BYTES
+    if width == K or N == 0:
+        return weight.contiguous()
+    if weight.stride() == (width, 1):
+        return weight
+    wide = weight.new_zeros(N, width)
+    wide[:, :K].copy_(weight)
+    return wide[:, :K]
+
 
 class Int8Weight(nn.Module):
     """A module that holds an int8 weight once, in the layout its device's kernels read.
 
-    Buffers: ``packed`` (on a CPU the 1-D packed form, elsewhere ``weight_shape``) and ``weight_scale``
-    (float32 whatever ``.to(dtype)`` says). ``dtype`` is the one the float weight had; ``.to(dtype)``
-    changes it.
+    Buffers: ``packed`` (on a CPU the 1-D packed form, elsewhere ``weight_shape``, a matrix with the
+    rows of padded_rows) and ``weight_scale`` (float32 whatever ``.to(dtype)`` says). ``dtype`` is the
+    one the float weight had; ``.to(dtype)`` changes it.
 
     state_dict is the same on every device: ``weight`` int8, ``weight_scale`` float32,
     ``bias`` if there is one, and ``int8_format`` int32 [1], the version. It passes safetensors and
@@ -36,7 +55,11 @@ class Int8Weight(nn.Module):
 
     def _resident(self, weight: Tensor) -> Tensor:
         """A plain int8 weight in the layout that the kernels of its device read."""
-        return self._pack(weight) if weight.device.type == "cpu" else weight.contiguous()
+        return self._pack(weight) if weight.device.type == "cpu" else self._plain(weight)
+
+    def _plain(self, weight: Tensor) -> Tensor:
+        """The layout of a device that has no packed form."""
+        return weight.contiguous()
 
     def _pack(self, weight: Tensor) -> Tensor:
         """The CPU kernels' form of a plain weight; 1-D if it differs from the plain one."""
@@ -59,8 +82,10 @@ class Int8Weight(nn.Module):
     def resident_bytes(self) -> int:
         """Bytes the weight, its scale and the bias occupy."""
         bias = self._parameters.get("bias")
-        tensors = [self.packed, self.weight_scale, *([] if bias is None else [bias])]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        tensors = [self.weight_scale, *([] if bias is None else [bias])]
+        packed = self.packed
+        weight = packed.numel() if packed.is_contiguous() else packed.shape[0] * packed.stride(0)
+        return weight + sum(t.numel() * t.element_size() for t in tensors)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int8Weight":
         """Moves; keeps the scale float32 and the weight in the layout of the device it arrives on."""
@@ -84,7 +109,7 @@ class Int8Weight(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "weight"] = self.int8_weight()
+        destination[prefix + "weight"] = self.int8_weight().contiguous()
         destination[prefix + "weight_scale"] = self.weight_scale
         destination[prefix + "int8_format"] = torch.tensor(
             [FORMAT_VERSION], dtype=torch.int32, device=self.packed.device

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ops import library
-from .int8_weight import Int8Weight
+from .int8_weight import Int8Weight, padded_rows
 
 _inference = torch.ops.trimtab.int8_linear.inference
 
@@ -98,6 +98,9 @@ class Int8Linear(Int8Weight, nn.Linear):
     def weight(self) -> Tensor:  # type: ignore[override]
         """The float weight this layer stands for, computed on demand."""
         return self.float_weight()
+
+    def _plain(self, weight: Tensor) -> Tensor:
+        return padded_rows(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         # Plain dict look-ups: nn.Module's attribute access costs 0.3 us each.

@@ -1,6 +1,6 @@
 """The operators: tensors in, tensors out, each a ``torch.ops.trimtab.*`` op underneath."""
 
-from . import triton_backend  # noqa: F401  (registers the CUDA implementations)
+from . import backend, triton_backend  # noqa: F401  (registers the Triton implementations)
 from .int8_conv2d import int8_conv2d, int8_conv2d_pack, int8_conv2d_unpack
 from .int8_embedding import int8_embedding
 from .int8_embedding_bag import int8_embedding_bag
@@ -11,6 +11,14 @@ from .int8_weight_mm import int8_weight_mm
 from .isa import available_isas, get_isa, set_isa
 from .quantize_affine import dequantize_affine, quantize_affine
 from .quantize_int8 import quantize_int8
+from .rms_norm_quantize_int8 import rms_norm_quantize_int8
+from .silu_mul_quantize_int8 import silu_mul_quantize_int8
+
+backend.check_forced()
+if backend.FORCED == "reference":
+    from . import reference_backend
+
+    reference_backend.register()
 
 __all__ = [
     "available_isas",
@@ -28,5 +36,7 @@ __all__ = [
     "int8_weight_mm",
     "quantize_affine",
     "quantize_int8",
+    "rms_norm_quantize_int8",
     "set_isa",
+    "silu_mul_quantize_int8",
 ]

@@ -30,7 +30,9 @@ def int8_weight_mm(
 
     For decoding, which is bound by reading the weight, and for accuracy. A group's sum is one chain of
     fused multiply-adds in rising k, and so is the sum of the groups times their scales: the same bits
-    on every CPU instruction set, for every batch size and thread count.
+    on every CPU instruction set, for every batch size and thread count. A GPU sums in an order of its
+    own, the same for every run. There CUDA C++ takes up to 64 rows, for which reading the weight is the
+    cost; more go through torch's own product with the weight dequantized for the call.
 
     Args:
         x: float32, bfloat16 or float16 [..., K], any rank >= 1, any strides.

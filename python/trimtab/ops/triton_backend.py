@@ -1,6 +1,8 @@
-"""The CUDA implementation of the int8 ops: trimtab.kernels, imported on first use.
+"""The Triton implementations: trimtab.kernels, imported on first use.
 
-"cuda" is what torch calls AMD's devices too, so this serves wherever Triton does.
+"cuda" is what torch calls AMD's devices too, so these serve wherever Triton does. Ops that CUDA C++ has
+as well take them as their overload "triton", which csrc/torch calls where CUDA C++ cannot answer, and
+which names the implementation to whoever wants to compare. The others answer for the device alone.
 """
 
 from collections.abc import Callable
@@ -21,6 +23,18 @@ def _kernel(op: str) -> Callable[..., Any]:
 def _quantize_int8(x: Tensor) -> tuple[Tensor, Tensor]:
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])  # -1 is refused where K is 0
     q, scale = _kernel("quantize_int8")(rows)
+    return q.reshape(x.shape), scale.reshape(x.shape[:-1])
+
+
+def _silu_mul_quantize_int8(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    size = (gate.shape[:-1].numel(), gate.shape[-1])
+    q, scale = _kernel("silu_mul_quantize_int8")(gate.reshape(size), up.reshape(size))
+    return q.reshape(gate.shape), scale.reshape(gate.shape[:-1])
+
+
+def _rms_norm_quantize_int8(x: Tensor, weight: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    q, scale = _kernel("rms_norm_quantize_int8")(rows, weight, eps)
     return q.reshape(x.shape), scale.reshape(x.shape[:-1])
 
 
@@ -46,37 +60,13 @@ def _int8_linear(
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     name = library.ACTIVATION_NAMES[activation]
+    (N, K), width = weight.shape, weight.stride(0)
+    if width > K and width % 16 == 0 and weight.stride(1) == 1:
+        reach = weight.storage_offset() + N * width
+        if reach <= weight.untyped_storage().nbytes():
+            # A layer's padded rows, padding included: what x does not reach meets zeros.
+            weight = weight.as_strided((N, width), (width, 1))
     return _kernel("int8_linear")(x, weight, weight_scale, bias, name, out_dtype)
-
-
-def _quantize_int8_out(x: Tensor, *, q: Tensor, scale: Tensor) -> None:
-    for into, value in zip((q, scale), _quantize_int8(x), strict=True):
-        into.copy_(value)
-
-
-def _int8_mm_out(
-    a: Tensor,
-    b: Tensor,
-    a_scale: Tensor,
-    b_scale: Tensor,
-    bias: Tensor | None = None,
-    activation: int = 0,
-    *,
-    out: Tensor,
-) -> None:
-    out.copy_(_int8_mm(a, b, a_scale, b_scale, bias, activation, out.dtype))
-
-
-def _int8_linear_out(
-    x: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None = None,
-    activation: int = 0,
-    *,
-    out: Tensor,
-) -> None:
-    out.copy_(_int8_linear(x, weight, weight_scale, bias, activation, out.dtype))
 
 
 def _quantize_affine(
@@ -136,25 +126,18 @@ def _int8_weight_mm(
     activation: int = 0,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    name = library.ACTIVATION_NAMES[activation]
     N, K = weight.shape
-    rows = x.reshape(-1, K)
+    if zero_point is not None or weight_scale.numel() != N:  # the kernel has one scale a row
+        args = (x, weight, weight_scale, zero_point, bias, group_size, activation, out_dtype)
+        return _int8_weight_mm_dequantized(*args)
+    name = library.ACTIVATION_NAMES[activation]
+    rows = x.reshape(x.shape[:-1].numel(), K)
     scale = weight_scale.reshape(-1)
-    if zero_point is not None or scale.numel() != N:
-        # The kernel has one scale a row. Groups and zero points: the float weight, made for this call,
-        # goes through torch's own product.
-        from .int8_weight_mm import activation_forward, dequantize_weight
-
-        plain = dequantize_weight(weight, weight_scale, zero_point, K, group_size, x.dtype)
-        t = (rows @ plain.t()).float()
-        out = activation_forward(name, t if bias is None else t + bias.float())
-        out = out.to(out_dtype or x.dtype)
-    else:
-        out = _kernel("int8_weight_mm")(rows, weight, scale, bias, name, out_dtype or x.dtype)
+    out = _kernel("int8_weight_mm")(rows, weight, scale, bias, name, out_dtype or x.dtype)
     return out.reshape(*x.shape[:-1], N)
 
 
-def _int8_weight_mm_out(
+def _int8_weight_mm_dequantized(
     x: Tensor,
     weight: Tensor,
     weight_scale: Tensor,
@@ -162,27 +145,31 @@ def _int8_weight_mm_out(
     bias: Tensor | None = None,
     group_size: int | None = None,
     activation: int = 0,
-    *,
-    out: Tensor,
-) -> None:
-    args = (x, weight, weight_scale, zero_point, bias, group_size, activation)
-    out.copy_(_int8_weight_mm(*args, out.dtype))
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    # The float weight, made for this call, through torch's own product: for many rows, where reading
+    # the weight is no longer the cost, and for the forms that Triton's kernel has not.
+    from .int8_weight_mm import activation_forward, dequantize_weight
+
+    plain = dequantize_weight(weight, weight_scale, zero_point, x.shape[-1], group_size, x.dtype)
+    t = (x @ plain.t()).float()
+    t = activation_forward(
+        library.ACTIVATION_NAMES[activation], t if bias is None else t + bias.float()
+    )
+    return t.to(out_dtype or x.dtype)
 
 
 for _name, _function in {
-    "quantize_int8": _quantize_int8,
-    "quantize_int8.out": _quantize_int8_out,
-    "int8_mm": _int8_mm,
-    "int8_mm.out": _int8_mm_out,
-    "int8_linear": _int8_linear,
-    "int8_linear.inference": _int8_linear,
-    "int8_linear.out": _int8_linear_out,
+    "quantize_int8.triton": _quantize_int8,
+    "silu_mul_quantize_int8.triton": _silu_mul_quantize_int8,
+    "rms_norm_quantize_int8.triton": _rms_norm_quantize_int8,
+    "int8_mm.triton": _int8_mm,
+    "int8_linear.triton": _int8_linear,
+    "int8_weight_mm.triton": _int8_weight_mm,
+    "int8_weight_mm.dequantized": _int8_weight_mm_dequantized,
     "quantize_affine": _quantize_affine,
     "quantize_affine.out": _quantize_affine_out,
     "dequantize_affine": _dequantize_affine,
     "dequantize_affine.out": _dequantize_affine_out,
-    "int8_weight_mm": _int8_weight_mm,
-    "int8_weight_mm.inference": _int8_weight_mm,
-    "int8_weight_mm.out": _int8_weight_mm_out,
 }.items():
     library.implement(_name, _function, "CUDA")

@@ -1,0 +1,12 @@
+#include "cpu/f32x8.h"
+
+#include "cpu/silu_mul_quantize_int8.h"
+
+namespace trimtab {
+
+void silu_mul_row_avx2(const void* gate, const void* up, tt_dtype dtype, int64_t K, float* y,
+                       int8_t* q, float* scale) {
+  silu_mul_row<F32x8>(gate, up, dtype, K, y, q, scale);
+}
+
+}  // namespace trimtab

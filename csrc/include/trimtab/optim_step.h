@@ -1,0 +1,97 @@
+/* optim_step: one optimizer step over all tensors of a model, in one call (NUMERICS.md section 6).
+ *
+ *   g = grad / grad_scale * clip,  negated if the group maximizes
+ *   param, state = rule(param, g, state)             the formulas stand in csrc/math/<rule>.h
+ *   param = sign(param) * max(|param| - lr * l1, 0)  if l1 > 0
+ *   param, state = 0                                 where mask is 0
+ *   ema = ema + (1 - ema_decay) * (param - ema)
+ *   copy = param, rounded;  grad = 0 if zero_grad
+ *
+ *   clip = min(1, max_norm / (norm + 1e-6)),  norm = sqrt(sum of (grad / grad_scale)^2 over all tensors)
+ *
+ * A step happens or it doesn't: everything is checked before anything is written, and with a found_inf
+ * that is not 0 (or a NaN or Inf among the gradients, where skip_nonfinite asks) no parameter, state or
+ * step count changes; only `skipped` does, and the gradients if they were to be zeroed.
+ */
+#ifndef TRIMTAB_OPTIM_STEP_H_
+#define TRIMTAB_OPTIM_STEP_H_
+#include <trimtab/trimtab.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define TT_OPTIM_STATES 4
+
+/* The states of each rule, in order; those in brackets only with their flag or option. */
+typedef enum tt_rule {
+  TT_SGD = 0,     /* [momentum_buffer: momentum] */
+  TT_ADAM = 1,    /* exp_avg, exp_avg_sq, [max_exp_avg_sq: amsgrad]; AdamW is Adam, decoupled */
+  TT_ADAGRAD = 2, /* sum */
+  TT_RMSPROP = 3, /* square_avg, [momentum_buffer: momentum], [grad_avg: centered] */
+  TT_NADAM = 4,   /* exp_avg, exp_avg_sq; product: mu_product */
+  TT_RADAM = 5,   /* exp_avg, exp_avg_sq */
+  TT_ADAMAX = 6,  /* exp_avg, exp_inf */
+  TT_LION = 7,    /* exp_avg */
+  TT_RULES
+} tt_rule;
+
+typedef enum tt_optim_flag {
+  TT_MAXIMIZE = 1,
+  TT_AMSGRAD = 2,
+  TT_NESTEROV = 4,
+  TT_DECOUPLED = 8, /* weight decay multiplies the parameter instead of entering the gradient */
+  TT_CENTERED = 16,
+} tt_optim_flag;
+
+/* The hyper-parameters of a group of tensors, under torch's names; a rule ignores those it has not. */
+typedef struct tt_optim_group {
+  double lr, beta1, beta2, eps, weight_decay;
+  double momentum, dampening; /* SGD; momentum: RMSprop too */
+  double alpha;               /* RMSprop */
+  double lr_decay;            /* Adagrad */
+  double momentum_decay;      /* NAdam */
+  double l1;                  /* strength of the proximal shrinkage after the update; 0: none */
+  int64_t flags;              /* tt_optim_flag, or-ed */
+} tt_optim_group;
+
+/* One parameter. All arrays have numel elements in the same order; none overlaps another. */
+typedef struct tt_optim_tensor {
+  void* param;
+  void* grad; /* NULL: this parameter is left alone, and its step count */
+  void* state[TT_OPTIM_STATES];
+  float* ema;     /* NULL: no average */
+  void* copy;     /* a copy of the parameter in another dtype; NULL: none */
+  uint8_t* mask;  /* 0: pruned; NULL: nothing is */
+  float* step;    /* how many steps were made, counted up by one; NULL for SGD and Lion */
+  float* product; /* NAdam's mu_product */
+  int64_t numel;
+  int32_t group; /* index into groups */
+  uint8_t param_dtype, grad_dtype, state_dtype, copy_dtype; /* tt_dtype */
+  int32_t fresh; /* SGD: momentum_buffer holds nothing yet */
+  int32_t reserved;
+} tt_optim_tensor;
+
+typedef struct tt_optim_call {
+  int32_t rule; /* tt_rule */
+  int32_t zero_grad, skip_nonfinite;
+  int32_t
+      torch_tails; /* Adam: round the last numel % 8 elements (16 in 16 bits) as torch's kernel does;
+                          0: as all others, so that a tensor in pieces gives the bits of the whole */
+  const tt_optim_tensor* tensors;
+  int64_t n_tensors;
+  const tt_optim_group* groups;
+  int64_t n_groups;
+  const float* grad_scale; /* the loss was multiplied by it; NULL: 1 */
+  const float* found_inf; /* not 0: skip; NULL: no one looked */
+  double max_norm; /* clip the gradients to this norm; < 0: don't */
+  double ema_decay;
+  float* norm; /* receives the norm before clipping, where it is computed; or NULL */
+  int64_t* skipped; /* counted up when the step is skipped; or NULL */
+} tt_optim_call;
+
+TT_API tt_status tt_optim_step(const tt_optim_call* call, const tt_parallel* parallel);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* TRIMTAB_OPTIM_STEP_H_ */

@@ -1,0 +1,154 @@
+"""csrc/include/trimtab/optim_step.h and csrc/torch/optim_step.cpp, for ctypes and NumPy."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_double, c_int32, c_int64, c_void_p, py_object
+from functools import cache
+from itertools import chain
+from operator import is_not
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..ops import library as _library  # loads libtrimtab_torch.so
+
+FOLDER = _library.Path(_library.__file__).parent.parent / "lib"
+
+STATES = 4
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+RULES = ("SGD", "Adam", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax", "Lion")
+FLAGS = {"maximize": 1, "amsgrad": 2, "nesterov": 4, "decoupled_weight_decay": 8, "centered": 16}
+
+# tt_optim_group
+NUMBERS = (
+    "lr", "beta1", "beta2", "eps", "weight_decay", "momentum", "dampening", "alpha", "lr_decay",
+    "momentum_decay", "l1",
+)  # fmt: skip
+GROUP = np.dtype([*((name, np.float64) for name in NUMBERS), ("flags", np.int64)])
+
+# tt_optim_tensor
+POINTERS = ("param", "grad", "state", "ema", "copy", "mask", "step", "product")
+TENSOR = np.dtype(
+    [
+        *((name, np.uint64, (STATES,) if name == "state" else ()) for name in POINTERS),
+        ("numel", np.int64),
+        ("group", np.int32),
+        *((f"{name}_dtype", np.uint8) for name in ("param", "grad", "state", "copy")),
+        ("fresh", np.int32),
+        ("reserved", np.int32),
+    ]
+)
+
+# Columns of the table of TensorImpl pointers: where the gradient hangs, then tensors as in TENSOR.
+OWNER, PARAM, STATE, EMA, COPY, MASK, STEP, PRODUCT = 0, 1, 2, 6, 7, 8, 9, 10
+SLOTS = 11
+READY, NO_GRAD, IRREGULAR, NEW, CHANGED = range(5)
+
+
+class Call(ctypes.Structure):
+    """tt_optim_call"""
+
+    _fields_ = [
+        ("rule", c_int32),
+        ("zero_grad", c_int32),
+        ("skip_nonfinite", c_int32),
+        ("torch_tails", c_int32),
+        ("tensors", c_void_p),
+        ("n_tensors", c_int64),
+        ("groups", c_void_p),
+        ("n_groups", c_int64),
+        ("grad_scale", c_void_p),
+        ("found_inf", c_void_p),
+        ("max_norm", c_double),
+        ("ema_decay", c_double),
+        ("norm", c_void_p),
+        ("skipped", c_void_p),
+    ]
+
+
+class Gather(ctypes.Structure):
+    """OptimGather of csrc/torch/optim_step.cpp"""
+
+    _fields_ = [
+        ("n", c_int64),
+        ("tensors", c_void_p),
+        ("grads", c_void_p),
+        ("layout", c_void_p),
+        ("layout_at", c_void_p),
+        ("is_new", c_void_p),
+        ("out", c_void_p),
+        ("status", c_void_p),
+        ("counts", c_int64 * 5),
+    ]
+
+
+@cache
+def _step_library() -> ctypes.CDLL:
+    return ctypes.CDLL(str(FOLDER / "libtrimtab_torch.so"))  # lets go of the GIL while it works
+
+
+@cache
+def _gather_library() -> ctypes.PyDLL:
+    return ctypes.PyDLL(str(FOLDER / "libtrimtab_torch.so"))  # keeps it: it reads tensors
+
+
+@cache
+def _core_library() -> ctypes.CDLL:
+    lib = ctypes.CDLL(str(FOLDER / "libtrimtab.so"))
+    lib.tt_last_error.restype = ctypes.c_char_p
+    return lib
+
+
+def step(call: Call) -> None:
+    """tt_optim_step; RuntimeError with its message if it refuses."""
+    if _step_library().trimtab_optim_step(ctypes.byref(call)):
+        raise RuntimeError(_core_library().tt_last_error().decode())
+
+
+def gather(arguments: Gather) -> None:
+    """Pointers of all tensors into the table, a status each."""
+    _gather_library().trimtab_optim_gather(ctypes.byref(arguments))
+
+
+@cache
+def _reads_objects() -> bool:
+    return bool(_gather_library().trimtab_optim_reads_objects())
+
+
+def same_objects(left: list[Any], right: list[Any]) -> bool:
+    """Whether two lists hold the same objects."""
+    if _reads_objects():
+        return bool(_gather_library().trimtab_optim_same(py_object(left), py_object(right)))
+    return len(left) == len(right) and not any(map(is_not, left, right))
+
+
+def same_values(dicts: list[dict[Any, Any]], values: list[Any]) -> bool:
+    """Whether the values of all dicts, one after the other, are these objects."""
+    if _reads_objects():
+        return bool(
+            _gather_library().trimtab_optim_same_values(py_object(dicts), py_object(values))
+        )
+    return same_objects(list(chain.from_iterable(map(dict.values, dicts))), values)
+
+
+@cache
+def reads_gradients() -> bool:
+    """Whether the library finds gradients itself: the symbol is there and does what it did."""
+    if not _gather_library().trimtab_optim_reads_grad():
+        return False
+    bare, param = torch.zeros(3), torch.zeros(3)
+    param.grad = torch.ones(3)
+    tensors = np.zeros((2, SLOTS), np.uint64)
+    tensors[:, OWNER] = tensors[:, PARAM] = bare._cdata, param._cdata
+    layout, at = np.array([1, 3, 1]), np.zeros(2, np.int64)
+    out, status, is_new = np.zeros(2, TENSOR), np.zeros(2, np.uint8), np.zeros(2, np.uint8)
+    out["numel"] = 3
+    arrays = (tensors, None, layout, at, is_new, out, status)
+    gather(Gather(2, *(None if a is None else a.ctypes.data for a in arrays)))
+    found = status.tolist() == [NO_GRAD, READY] and out["grad"].tolist() == [
+        0,
+        param.grad.data_ptr(),
+    ]
+    return found and int(out["param"][1]) == param.data_ptr()

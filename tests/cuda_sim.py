@@ -1,0 +1,415 @@
+"""The CUDA kernels on the SIMT machine (tests/simt): built here, called on CPU tensors.
+
+    sim = cuda_sim.Simulator(arch=80, seed=1)
+    q, scale = sim.quantize_int8(x)          # csrc/cuda/quantize_int8.cu, thread by thread
+    with cuda_sim.as_cpu(sim):               # torch.ops.trimtab.* of CPU tensors go there too
+        ops.int8_linear(x, weight, weight_scale)
+
+Kernels may touch the tensors of the call and nothing else, to the byte; outputs and the workspace start as
+garbage. What a kernel does wrong (tests/simt/core.h) raises RuntimeError with block, thread and line.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import functools
+import hashlib
+import os
+import subprocess
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build" / "simt"
+SIMT = ROOT / "tests" / "simt"
+
+# launch.cu talks to the driver; simt/library.cpp stands in for it.
+KERNELS = [path for path in sorted((ROOT / "csrc/cuda").glob("*.cu")) if path.name != "launch.cu"]
+HOST = [ROOT / "csrc/cpu/status.cpp", SIMT / "library.cpp"]
+SELFTESTS = sorted(SIMT.glob("selftest*.cu"))
+POLICIES = {"late": 0, "random": 1, "early": 2, "by-seed": -1}
+
+# --- building
+
+
+def compiler() -> str:
+    return os.environ.get("CXX", "g++")
+
+
+@functools.cache
+def flags() -> tuple[str, ...]:
+    """Locals start as garbage where the compiler can do it (GCC 12, Clang 16)."""
+    pattern = "-ftrivial-auto-var-init=pattern"
+    command = [compiler(), pattern, "-E", "-x", "c++", os.devnull]
+    supported = subprocess.run(command, capture_output=True).returncode == 0
+    return (
+        *("-std=c++17", "-DTT_SIMT", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"),
+        "-Wno-unknown-pragmas",
+        *((pattern,) if supported else ()),
+    )
+
+
+def includes(csrc: Path) -> list[str]:
+    """csrc: the folder that holds cuda/, perhaps a mutated copy; all else comes from the checkout."""
+    folders = (csrc, ROOT / "csrc", ROOT / "csrc/include", ROOT / "tests", SIMT / "include")
+    return [word for folder in folders for word in ("-I", str(folder))]
+
+
+@functools.cache
+def digest(*extra: str) -> str:
+    """Of all that a kernel includes, the compiler and its flags."""
+    found = hashlib.sha256()
+    for folder in ("csrc/cuda", "csrc/math", "csrc/include", "csrc/cpu", "tests/simt"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".h", ".cuh") or path in HOST:
+                found.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    version = subprocess.run([compiler(), "--version"], capture_output=True, check=True).stdout
+    found.update(version + " ".join((*flags(), *extra)).encode())
+    return found.hexdigest()[:16]
+
+
+def compile_object(source: Path, into: Path, csrc: Path, options: Sequence[str]) -> None:
+    """Raises RuntimeError with the compiler's words."""
+    command = [compiler(), *flags(), *options, *includes(csrc)]
+    command += ["-x", "c++", "-c", str(source), "-o", str(into)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode != 0:
+        raise RuntimeError(f"{source.name}: {run.stderr[:4000]}")
+
+
+def link(objects: Iterable[Path], into: Path, options: Sequence[str] = ()) -> None:
+    command = [compiler(), "-shared", *options, *map(str, objects), "-o", str(into)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """One builder at a time, so that pytest's workers wait for the first."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def build_objects(
+    sources: Iterable[Path], options: Sequence[str] = ("-O2",), csrc: Path = ROOT / "csrc"
+) -> list[Path]:
+    """Compiles what has changed since it was last compiled, two files at a time."""
+
+    headers = b"".join(path.read_bytes() for path in sorted(csrc.glob("cuda/*.cuh")))
+    version = digest(*options) + hashlib.sha256(headers).hexdigest()
+
+    def one(source: Path) -> Path:
+        name = hashlib.sha256(version.encode() + source.read_bytes()).hexdigest()[:16]
+        into = BUILD / "objects" / f"{source.stem}-{name}.o"
+        if not into.exists():
+            into.parent.mkdir(exist_ok=True)
+            partial = into.with_suffix(f".{os.getpid()}.o")
+            compile_object(source, partial, csrc, options)
+            partial.rename(into)
+        return into
+
+    with locked(), ThreadPoolExecutor(2) as pool:
+        return list(pool.map(one, [s for s in sources if s.name != "launch.cu"]))
+
+
+@functools.cache
+def build() -> Path:
+    """The library of all kernels."""
+    objects = build_objects([*HOST, *SELFTESTS, *KERNELS])
+    name = hashlib.sha256(" ".join(path.name for path in objects).encode()).hexdigest()[:16]
+    into = BUILD / name / "libtrimtab_simt.so"
+    with locked():
+        if not into.exists():
+            into.parent.mkdir(exist_ok=True)
+            link(objects, into)
+    return into
+
+
+# --- calling
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+class Epilogue(ctypes.Structure):
+    """tt_epilogue of csrc/include/trimtab/int8_mm.h."""
+
+    _fields_ = (
+        ("b_scale", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("bias_dtype", ctypes.c_int),
+        ("activation", ctypes.c_int),
+        ("out", ctypes.c_void_p),
+        ("out_stride", ctypes.c_int64),
+        ("out_dtype", ctypes.c_int),
+    )
+
+
+def rows(x: Tensor) -> Tensor:
+    """x as [M, K] with adjacent elements in a row, as csrc/torch hands it down: a view if it can be."""
+    if x.dim() != 2:
+        x = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    return x if x.stride(1) == 1 or x.shape[1] <= 1 else x.contiguous()
+
+
+def garbage(*sizes: int, dtype: torch.dtype) -> Tensor:
+    """NaN for floats."""
+    out = torch.empty(*sizes, dtype=dtype)
+    out.view(torch.int8).fill_(-1 if dtype.is_floating_point else 0x5A)
+    return out
+
+
+def padded(weight: Tensor) -> Tensor:
+    """[N, K] with garbage after each row up to a multiple of 16 bytes, which full speed needs."""
+    N, K = weight.shape
+    return garbage(N, -(-K // 16) * 16, dtype=torch.int8)[:, :K].copy_(weight)
+
+
+def plain(weight: Tensor, N: int, K: int) -> Tensor:
+    """The CUDA form [N, K] of a weight; a packed one is unpacked into padded rows."""
+    if weight.dim() == 1:
+        return padded(torch.ops.trimtab.int8_unpack(weight, N, K))
+    return rows(weight)
+
+
+def stride(x: Tensor) -> int:
+    return x.stride(0) if x.shape[0] > 1 else max(x.stride(0), x.shape[1])
+
+
+class Simulator:
+    """Calls of the kernels as on a GPU of that architecture; every launch is another shuffle.
+
+    library: a build of csrc/cuda for the SIMT machine, that of this checkout unless given.
+    """
+
+    def __init__(
+        self,
+        arch: int = 80,
+        seed: int = 0,
+        policy: str = "by-seed",
+        sm_count: int = 4,
+        library: Path | None = None,
+    ) -> None:
+        self._library = ctypes.CDLL(str(library or build()))
+        self._library.tt_last_error.restype = ctypes.c_char_p
+        for name in ("tt_int8_mm_cuda_workspace", "tt_int8_linear_cuda_workspace"):
+            if hasattr(self._library, name):
+                getattr(self._library, name).restype = ctypes.c_int64
+        self._library.simt_launches.restype = ctypes.c_int64
+        self._settings = (ctypes.c_uint64(seed), arch, sm_count, POLICIES[policy])
+        self._configured = False
+
+    def call(self, function: str, *arguments: object, reads: Sequence, writes: Sequence) -> None:
+        """The C function on these arguments, where kernels may touch `reads` and `writes` (or None)."""
+        self._library.simt_clear()
+        for tensors, writable in ((reads, 0), (writes, 1)):
+            for t in tensors:
+                if t is None or t.numel() == 0:
+                    continue
+                last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+                size = ctypes.c_int64((last + 1) * t.element_size())
+                self._library.simt_register(ctypes.c_void_p(t.data_ptr()), size, writable)
+        if not self._configured:
+            self._library.simt_configure(*self._settings)
+            self._configured = True
+        status = getattr(self._library, function)(*(self._convert(a) for a in arguments))
+        if status != 0:
+            raise RuntimeError(self._library.tt_last_error().decode())
+
+    @property
+    def launches(self) -> int:
+        """Of kernels, so far."""
+        return self._library.simt_launches()
+
+    @staticmethod
+    def _convert(argument: object) -> object:
+        if argument is None or isinstance(argument, Tensor):
+            return ctypes.c_void_p(0 if argument is None else argument.data_ptr())
+        if isinstance(argument, torch.dtype):
+            return ctypes.c_int(DTYPES[argument])
+        if isinstance(argument, int):
+            return ctypes.c_int64(argument)
+        return argument
+
+    def _workspace(self, function: str, M: int, N: int, K: int) -> Tensor | None:
+        size = getattr(self._library, function)(*map(ctypes.c_int64, (M, N, K)))
+        if size == 0:
+            return None
+        whole = garbage(size + 256, dtype=torch.int8)
+        start = -whole.data_ptr() % 256
+        return whole[start : start + size]
+
+    @staticmethod
+    def _epilogue(scale: Tensor, bias: Tensor | None, activation: int, out: Tensor) -> Epilogue:
+        return Epilogue(
+            scale.data_ptr(),
+            bias.data_ptr() if bias is not None else None,
+            DTYPES[bias.dtype] if bias is not None else 0,
+            activation,
+            out.data_ptr(),
+            out.stride(0) if out.shape[0] > 1 else out.shape[1],
+            DTYPES[out.dtype],
+        )
+
+    def quantize_int8(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x2 = rows(x)
+        M, K = x2.shape
+        q, scale = garbage(M, K, dtype=torch.int8), garbage(M, dtype=torch.float32)
+        arguments = (x2, x2.dtype, stride(x2), M, K, q, K, scale, None)
+        self.call("tt_quantize_int8_cuda", *arguments, reads=[x2], writes=[q, scale])
+        return q.reshape(x.shape), scale.reshape(x.shape[:-1])
+
+    def silu_mul_quantize_int8(self, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        g, u = rows(gate), rows(up)
+        M, K = g.shape
+        q, scale = garbage(M, K, dtype=torch.int8), garbage(M, dtype=torch.float32)
+        arguments = (g, stride(g), u, stride(u), g.dtype, M, K, q, K, scale, None)
+        self.call("tt_silu_mul_quantize_int8_cuda", *arguments, reads=[g, u], writes=[q, scale])
+        return q.reshape(gate.shape), scale.reshape(gate.shape[:-1])
+
+    def rms_norm_quantize_int8(
+        self, x: Tensor, weight: Tensor, eps: float = 1e-6
+    ) -> tuple[Tensor, Tensor]:
+        x2, weight = rows(x), weight.contiguous()
+        M, K = x2.shape
+        q, scale = garbage(M, K, dtype=torch.int8), garbage(M, dtype=torch.float32)
+        factor = ctypes.c_float(eps)
+        arguments = (
+            x2,
+            x2.dtype,
+            stride(x2),
+            weight,
+            weight.dtype,
+            factor,
+            M,
+            K,
+            q,
+            K,
+            scale,
+            None,
+        )
+        function = "tt_rms_norm_quantize_int8_cuda"
+        self.call(function, *arguments, reads=[x2, weight], writes=[q, scale])
+        return q.reshape(x.shape), scale.reshape(x.shape[:-1])
+
+    def int8_mm(
+        self,
+        a: Tensor,
+        b: Tensor,
+        a_scale: Tensor,
+        b_scale: Tensor,
+        bias: Tensor | None = None,
+        activation: int = 0,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        a = rows(a)
+        (M, K), N = a.shape, b_scale.shape[0]
+        b = plain(b, N, K)
+        out = garbage(M, N, dtype=out_dtype or torch.bfloat16)
+        epilogue = self._epilogue(b_scale, bias, activation, out)
+        space = self._workspace("tt_int8_mm_cuda_workspace", M, N, K)
+        operands = (a, stride(a), a_scale, b, stride(b), M, N, K)
+        self.call(
+            *("tt_int8_mm_cuda", *operands, ctypes.byref(epilogue), space, None),
+            reads=[a, a_scale, b, b_scale, bias],
+            writes=[out, space],
+        )
+        return out
+
+    def int8_linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor | None = None,
+        activation: int = 0,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        x2 = rows(x)
+        (M, K), N = x2.shape, weight_scale.shape[0]
+        b = plain(weight, N, K)
+        out = garbage(M, N, dtype=out_dtype or x.dtype)
+        epilogue = self._epilogue(weight_scale, bias, activation, out)
+        space = self._workspace("tt_int8_linear_cuda_workspace", M, N, K)
+        operands = (x2, x2.dtype, stride(x2), b, stride(b), M, N, K)
+        self.call(
+            *("tt_int8_linear_cuda", *operands, ctypes.byref(epilogue), space, None),
+            reads=[x2, b, weight_scale, bias],
+            writes=[out, space],
+        )
+        return out.reshape(*x.shape[:-1], N)
+
+    def int8_weight_mm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        weight_scale: Tensor,
+        zero_point: Tensor | None = None,
+        bias: Tensor | None = None,
+        group_size: int | None = None,
+        activation: int = 0,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        x2 = rows(x)
+        (M, K), N = x2.shape, weight_scale.shape[-1]
+        b = plain(weight, N, K)
+        out = garbage(M, N, dtype=out_dtype or x.dtype)
+        epilogue = self._epilogue(weight_scale, bias, activation, out)
+        group = K if group_size is None else group_size
+        operands = (x2, x2.dtype, stride(x2), b, stride(b), group, zero_point, M, N, K)
+        self.call(
+            *("tt_int8_weight_mm_cuda", *operands, ctypes.byref(epilogue), None),
+            reads=[x2, b, weight_scale, zero_point, bias],
+            writes=[out],
+        )
+        return out.reshape(*x.shape[:-1], N)
+
+
+# --- as the CPU's implementation
+
+
+@contextmanager
+def as_cpu(sim: Simulator) -> Iterator[None]:
+    """Inside, the torch ops that have a CUDA kernel answer from the simulator for CPU tensors."""
+
+    def quantize_out(x: Tensor, *, q: Tensor, scale: Tensor) -> None:
+        for into, value in zip((q, scale), sim.quantize_int8(x), strict=True):
+            into.copy_(value)
+
+    def into_out(product):
+        def run(*args: object, out: Tensor) -> None:
+            out.copy_(product(*args, out_dtype=out.dtype))
+
+        return run
+
+    library = torch.library.Library("trimtab", "IMPL")
+    implementations = {
+        "quantize_int8": sim.quantize_int8,
+        "quantize_int8.out": quantize_out,
+        "silu_mul_quantize_int8": sim.silu_mul_quantize_int8,
+        "rms_norm_quantize_int8": sim.rms_norm_quantize_int8,
+        **{
+            f"{op}{overload}": getattr(sim, op)
+            for op in ("int8_mm", "int8_linear", "int8_weight_mm")
+            for overload in ("", ".inference")
+            if (op, overload) != ("int8_mm", ".inference")
+        },
+        "int8_mm.out": into_out(sim.int8_mm),
+        "int8_linear.out": into_out(sim.int8_linear),
+        "int8_weight_mm.out": into_out(sim.int8_weight_mm),
+    }
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it overrides, which is what it is for
+            for name, function in implementations.items():
+                library.impl(name, function, "CPU", allow_override=True)
+        yield
+    finally:
+        library._destroy()

@@ -1,0 +1,290 @@
+"""What the compiler made of the CUDA kernels: their SASS and resource use, for sm_80 and sm_90a.
+
+Read from libtrimtab_cuda.so itself, with cuobjdump from the triton wheel: no GPU, nothing compiled again.
+KERNELS says what every kernel must be made of; one that no line covers, or a line that covers none, fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import trimtab
+
+LIBRARY = Path(trimtab.get_library_dir()) / "libtrimtab_cuda.so"
+CACHE = Path(__file__).resolve().parents[1] / "build" / "sass"
+ARCHS = ("sm_80", "sm_90a")
+REGISTERS = 65536  # of a multiprocessor; a warp takes them by 256
+SHARED = {"sm_80": 164 * 1024, "sm_90a": 228 * 1024}  # bytes of one; each block takes 1 KB more
+
+_triton = importlib.util.find_spec("triton")
+TOOLS = Path(_triton.origin).parent / "backends/nvidia/bin" if _triton and _triton.origin else None
+
+pytestmark = [
+    pytest.mark.skipif(
+        not LIBRARY.exists(), reason="libtrimtab_cuda.so is not built: no nvcc, or TRIMTAB_CUDA=0"
+    ),
+    pytest.mark.skipif(TOOLS is None, reason="no triton, whose wheel holds cuobjdump"),
+]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What a kernel must be made of. ``pattern`` is matched with its demangled name, template
+    arguments and all; the functions get the match.
+
+    ``opcodes``: each regular expression must match an instruction.
+    ``block``: threads a block, and how many of its blocks the launcher wants on a multiprocessor.
+    ``shared``: dynamic shared memory of a block.
+    """
+
+    pattern: str
+    block: Callable[[re.Match[str]], tuple[int, int]]
+    opcodes: Callable[[re.Match[str]], tuple[str, ...]]
+    shared: Callable[[re.Match[str]], int] = field(default=lambda m: 0)
+    archs: tuple[str, ...] = ARCHS
+
+
+IMMA = r"IMMA\.16832\.S8\.S8"
+LOAD_16 = r"LDG\.E\.(\w+\.)*128"
+COPY_16 = r"LDGSTS\.E\.BYPASS\.\w+\.128"
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(", ")]
+
+
+def _tile_block(m: re.Match[str]) -> tuple[int, int]:
+    """Sm80Tile<BLOCK_M, BLOCK_N, BLOCK_K, warps along M, along N, stages, blocks>; one block less
+    where the operands are not aligned, whose loads pass through registers."""
+    *_, warps_m, warps_n, _, blocks = _numbers(m["tile"])
+    return 32 * warps_m * warps_n, blocks - (m["aligned"] == "false")
+
+
+def _tile_shared(m: re.Match[str]) -> int:
+    M, N, K, _, _, stages, _ = _numbers(m["tile"])
+    return stages * (M + N) * K
+
+
+# Most threads a row: kMaxTeam of quantize_rows_kernel's sources.
+TEAMS = {"PlainSource": 1024, "SiluMulSource": 512, "RmsNormSource": 256}
+
+KERNELS = (
+    # wgmma on what TMA brings; two warpgroups and the producer's
+    Kernel(
+        r"int8_mm_sm90<(?P<wide>\d+), (true|false), (?P<split>true|false)>",
+        block=lambda m: (384, 1),
+        opcodes=lambda m: (
+            rf"IGMMA\.64x{m['wide']}x32\.S8\.S8",
+            r"UTMALDG\.2D",
+            *([r"UTMALDG\.2D\.MULTICAST"] if m["split"] == "false" else []),
+            *(["USETMAXREG"] if m["wide"] == "256" else []),
+            r"STG\.E\.128",
+        ),
+        archs=("sm_90a",),
+    ),
+    Kernel(
+        r"int8_mm_sm80<Sm80Tile<(?P<tile>[\d, ]+)>, (?P<aligned>true|false)>",
+        block=_tile_block,
+        opcodes=lambda m: (
+            IMMA,
+            r"LDSM\.16\.M88\.4",
+            COPY_16 if m["aligned"] == "true" else LOAD_16,
+            r"STG\.E\.128",
+        ),
+        shared=_tile_shared,
+    ),
+    # 16 warps a multiprocessor
+    Kernel(
+        r"int8_mm_small<\d+, \d+, (true|false)>",
+        block=lambda m: (512, 1),
+        opcodes=lambda m: (IMMA, LOAD_16),
+    ),
+    Kernel(
+        r"weight_mm_kernel<Config<(float|fp16|bf16), \d, \d, (true|false), (?P<wide>true|false)> ?>",
+        block=lambda m: (512, 1),
+        opcodes=lambda m: (r"HMMA\.16816\.F32", *([LOAD_16] if m["wide"] == "true" else [])),
+    ),
+    # A block a row, of as many threads as the source's registers allow; or a warp a row, four to a block
+    Kernel(
+        r"quantize_rows_kernel<(?P<source>\w+)<.+>, (?P<block_row>true|false), (?P<wide>true|false)>",
+        block=lambda m: (TEAMS[m["source"]], 1) if m["block_row"] == "true" else (128, 3),
+        opcodes=lambda m: (LOAD_16, r"STG\.E\.(64|128)") if m["wide"] == "true" else ("LDG",),
+    ),
+)
+
+
+# --- reading the library
+
+
+def tool(*arguments: str) -> str:
+    assert TOOLS is not None
+    environment = {**os.environ, "PATH": f"{TOOLS}:{os.environ['PATH']}"}  # it calls nvdisasm
+    command = [str(TOOLS / "cuobjdump"), *arguments, str(LIBRARY)]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def demangled(names: list[str]) -> list[str]:
+    """Without namespaces, result and arguments: ``int8_mm_sm90<256, false, false>``."""
+    run = subprocess.run(
+        ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
+    )
+    short = re.sub(r"trimtab::|\(anonymous namespace\)::", "", run.stdout).splitlines()
+    return [re.sub(r"^void ", "", name).rpartition("(")[0] for name in short]
+
+
+def read_library() -> list[dict[str, Any]]:
+    """A dict a kernel and architecture: arch, name, instructions {opcode: count}, REG, STACK, ..."""
+    kernels: dict[tuple[str, str], dict[str, Any]] = {}
+    arch = ""
+    counts: Counter[str] = Counter()
+    instruction = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
+    for line in tool("-sass").splitlines():
+        if found := re.match(r"\s*arch = (\S+)", line):
+            arch = found[1]
+        elif found := re.match(r"\s*Function : (\S+)", line):
+            counts = Counter()
+            kernels[arch, found[1]] = {"arch": arch, "instructions": counts}
+        elif found := instruction.match(line):
+            counts[found[1]] += 1
+    names = demangled([mangled for _, mangled in kernels])
+    for kernel, name in zip(kernels.values(), names, strict=True):
+        kernel["name"] = name
+    mangled = ""
+    by_name = {(k["arch"], k["name"]): k for k in kernels.values()}
+    for line in tool("-res-usage").splitlines():
+        if found := re.match(r"\s*arch = (\S+)", line):
+            arch = found[1]
+        elif found := re.match(r"\s*Function (.+):$", line):
+            mangled = found[1]
+        elif "REG:" in line:
+            name = demangled([mangled])[0]
+            by_name[arch, name] |= {
+                k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", line)
+            }
+    return list(kernels.values())
+
+
+@pytest.fixture(scope="module")
+def kernels() -> list[dict[str, Any]]:
+    """Of the library as it is: kept under build/sass by its hash and this file's."""
+    content = LIBRARY.read_bytes() + Path(__file__).read_bytes()
+    kept = CACHE / f"{hashlib.sha256(content).hexdigest()[:16]}.json"
+    if not kept.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        for old in CACHE.glob("*.json"):
+            old.unlink()
+        kept.write_text(json.dumps(read_library()))
+    return json.loads(kept.read_text())
+
+
+def line_of(name: str) -> tuple[Kernel, re.Match[str]] | None:
+    for kernel in KERNELS:
+        if match := re.fullmatch(kernel.pattern, name):
+            return kernel, match
+    return None
+
+
+def problems(found: dict[str, Any]) -> list[str]:
+    """What is wrong with one kernel on one architecture; empty if nothing is."""
+    line = line_of(found["name"])
+    if line is None:
+        return ["no line of KERNELS covers it"]
+    kernel, match = line
+    instructions = found["instructions"]
+    if found["arch"] not in kernel.archs:
+        touching = [op for op in instructions if re.match("LD|ST|U?TMA|ATOM|RED", op)]
+        return [f"expected an empty kernel, got {touching}"] if touching else []
+    wrong = []
+    spills = [op for op in instructions if re.match(r"(LDL|STL)\b", op)]
+    if spills or found["STACK"] or found["LOCAL"]:
+        wrong.append(f"local memory: STACK {found['STACK']}, LOCAL {found['LOCAL']}, {spills}")
+    for wanted in kernel.opcodes(match):
+        if not any(re.match(wanted, op) for op in instructions):
+            wrong.append(f"no {wanted}")
+    threads, blocks = kernel.block(match)
+    taken = blocks * (threads // 32) * -(-32 * found["REG"] // 256) * 256
+    if taken > REGISTERS:
+        wrong.append(f"{found['REG']} registers: {blocks} blocks of {threads} threads do not fit")
+    shared = blocks * (kernel.shared(match) + 1024)
+    if shared > SHARED[found["arch"]]:
+        wrong.append(f"{blocks} blocks take {shared} bytes of shared memory")
+    # Where the compiler cannot prove that sums stay untouched, it waits after every wgmma
+    # ("instructions are serialized", C7510 of ptxas).
+    products = sum(n for op, n in instructions.items() if op.startswith("IGMMA"))
+    waits = sum(n for op, n in instructions.items() if op.startswith("WARPGROUP.DEPBAR"))
+    if products and waits >= products:
+        wrong.append(f"serialized: {waits} waits for {products} wgmma")
+    return wrong
+
+
+# --- the tests
+
+
+def test_architectures() -> None:
+    """Real code for 8.x and 9.0, and PTX that later ones compile."""
+    assert set(re.findall(r"\.(sm_\w+)\.cubin", tool("-lelf"))) == set(ARCHS)
+    assert set(re.findall(r"\.(sm_\w+)\.ptx", tool("-lptx"))) == {"sm_90"}
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("line", KERNELS, ids=lambda kernel: kernel.pattern.partition("<")[0])
+def test_kernel(kernels: list[dict[str, Any]], line: Kernel, arch: str) -> None:
+    mine = [k for k in kernels if k["arch"] == arch and re.fullmatch(line.pattern, k["name"])]
+    assert mine, f"{line.pattern}: no such kernel for {arch}; take the line out"
+    wrong = {k["name"]: found for k in mine if (found := problems(k))}
+    assert not wrong, "\n".join(f"{name}: {'; '.join(what)}" for name, what in wrong.items())
+
+
+def test_every_kernel_has_a_line(kernels: list[dict[str, Any]]) -> None:
+    assert kernels
+    assert not [k["name"] for k in kernels if line_of(k["name"]) is None]
+
+
+def test_faults_are_found() -> None:
+    """The checks above on made-up kernels, each with one fault."""
+    good: dict[str, Any] = {
+        "arch": "sm_90a",
+        "name": "int8_mm_sm90<256, false, false>",
+        "instructions": {
+            "IGMMA.64x256x32.S8.S8": 4,
+            "WARPGROUP.DEPBAR.LE": 2,
+            "UTMALDG.2D": 2,
+            "UTMALDG.2D.MULTICAST": 1,
+            "USETMAXREG.DEALLOC.CTAPOOL": 1,
+            "STG.E.128": 3,
+        },
+        "REG": 168,
+        "STACK": 0,
+        "LOCAL": 0,
+    }
+    assert problems(good) == []
+    ops = good["instructions"]
+    faults = {
+        "no line of KERNELS": {"name": "int8_mm_sm100<256, false, false>"},
+        "local memory": {"STACK": 8},
+        "local memory: STACK 0, LOCAL 0, ['STL.64']": {"instructions": {**ops, "STL.64": 1}},
+        "serialized": {"instructions": {**ops, "WARPGROUP.DEPBAR.LE": 5}},
+        "registers: 1 blocks of 384": {"REG": 172},
+        r"no IGMMA\.64x128x32": {"name": "int8_mm_sm90<128, false, false>"},
+        "expected an empty kernel": {"arch": "sm_80"},
+        "shared memory": {
+            "name": "int8_mm_sm80<Sm80Tile<128, 256, 128, 2, 4, 5, 1>, true>",
+            "instructions": {"IMMA.16832.S8.S8": 1},
+        },
+    }
+    for message, change in faults.items():
+        assert message in "; ".join(problems(good | change)), message

@@ -1,0 +1,174 @@
+"""What tests/test_torch_cuda.py runs in a process of its own, with pretend.cpp preloaded.
+
+program.py FOLDER [triton]: FOLDER holds the adapter and its libraries. Every op against trimtab.numpy.
+"""
+
+import ctypes
+import sys
+from pathlib import Path
+
+import torch
+
+import trimtab.numpy as plain
+
+folder = Path(sys.argv[1])
+torch.ops.load_library(folder / "libtrimtab_torch.so")
+pretend = ctypes.CDLL(str(folder / "libtrimtab_cuda.so"))
+for name in ("pretend_guards", "pretend_allocations", "pretend_b_stride"):
+    getattr(pretend, name).restype = ctypes.c_int64
+pretend.pretend_other_device.argtypes = [ctypes.c_void_p]
+ops = torch.ops.trimtab
+calls = []
+
+
+def python_overload(op, overload, result):
+    """An overload that Python implements; says that it was called and with what."""
+
+    def run(*args, **options):
+        calls.append((op, overload))
+        return result(*args, **options)
+
+    library.impl(f"{op}.{overload}", run, "CPU")
+
+
+library = torch.library.Library("trimtab", "IMPL")
+
+
+def expect_error(text, function, *args, **options):
+    try:
+        function(*args, **options)
+    except RuntimeError as error:
+        assert text in str(error), f"{error}\ndoes not hold\n{text}"
+        return
+    raise AssertionError(f"no error, but expected: {text}")
+
+
+def numpy(*tensors):
+    return [None if t is None else t.contiguous().numpy() for t in tensors]
+
+
+def same(got, want):
+    assert got.dtype == torch.from_numpy(want).dtype and tuple(got.shape) == want.shape
+    assert torch.equal(got, torch.from_numpy(want)), (got, want)
+
+
+def weight_of(N, K):
+    """As a layer holds it on a GPU: rows of whole 16 bytes, a view."""
+    wide = torch.randint(-127, 128, (N, (K + 15) // 16 * 16), dtype=torch.int8)
+    return wide[:, :K]
+
+
+def cuda():
+    for M, N, K in ((5, 7, 33), (1, 3, 16), (1, 1, 5), (64, 10, 40)):
+        x, b = torch.randn(M, K), weight_of(N, K)
+        scale, bias = torch.rand(N), torch.randn(N)
+        q, q_scale = ops.quantize_int8.default(x)
+        want_q, want_scale = plain.quantize_int8(*numpy(x))
+        same(q, want_q)
+        same(q_scale, want_scale)
+        ops.quantize_int8.out(x, q=q.zero_(), scale=q_scale.zero_())
+        same(q, want_q)
+        want = plain.int8_linear(*numpy(x, b, scale, bias), "silu")
+        before = pretend.pretend_allocations()
+        for overload in (ops.int8_linear.default, ops.int8_linear.inference):
+            same(overload(x, b, scale, bias, 4), want)
+        assert pretend.pretend_allocations() == before + 4  # each an output and a workspace
+        # The weight is read where it lies.
+        assert pretend.pretend_b_stride() == (b.stride(0) if N > 1 else (K + 15) // 16 * 16)
+        out = torch.full((M, N), float("nan"))
+        ops.int8_linear.out(x, b, scale, bias, 4, out=out)
+        same(out, want)
+        same(ops.int8_mm.default(q, b, q_scale, scale, bias, 4, torch.float32), want)
+        ops.int8_mm.out(q, b, q_scale, scale, bias, 4, out=out.zero_())
+        same(out, want)
+        want = plain.int8_weight_mm(*numpy(x, b, scale, None, bias), None, "relu")
+        same(ops.int8_weight_mm.default(x, b, scale, None, bias, None, 1), want)
+        ops.int8_weight_mm.out(x, b, scale, None, bias, None, 1, out=out.zero_())
+        same(out, want)
+    # Any strides, any rank: what the kernels do not read in place is copied.
+    x = torch.randn(4, 6, 40).transpose(0, 2)
+    b, scale = weight_of(6, 4).t().contiguous().t(), torch.rand(6)
+    same(ops.int8_linear.default(x, b, scale), plain.int8_linear(*numpy(x, b, scale)))
+    a = weight_of(1, 4).expand(3, 4)
+    got = ops.int8_mm.default(a, b, torch.ones(3), scale, None, 0, torch.float32)
+    same(got, plain.int8_mm(*numpy(a, b, torch.ones(3), scale), out_dtype="float32"))
+    # The quantizers with a step before: the same bits as the CPU's, which the other tests hold.
+    x, up, gain = torch.randn(3, 20), torch.randn(3, 20), torch.rand(20)
+    q, q_scale = ops.silu_mul_quantize_int8.default(x, up)
+    assert q.shape == (3, 20) and bool(q_scale.isfinite().all()) and bool(q.any())
+    q, q_scale = ops.rms_norm_quantize_int8.default(x, gain, 1e-6)
+    assert q.shape == (3, 20) and bool(q_scale.isfinite().all()) and bool(q.any())
+    # Groups and zero points.
+    x, b, scale = torch.randn(3, 20), weight_of(5, 20), torch.rand(3, 5)
+    zero = torch.randint(-9, 9, (3, 5), dtype=torch.int8)
+    want = plain.int8_weight_mm(*numpy(x, b, scale, zero), None, 8)
+    same(ops.int8_weight_mm.inference(x, b, scale, zero, None, 8), want)
+    assert not calls
+    refusals()
+    many_rows()
+
+
+def refusals():
+    x, b, scale = torch.randn(3, 20), weight_of(5, 20), torch.rand(5)
+    packed = torch.zeros(2000, dtype=torch.int8)
+    for op in (ops.int8_linear.default, ops.int8_weight_mm.default):
+        expect_error(
+            "expected weight [N=5, K=20] int8 on a GPU, got its packed form", op, x, packed, scale
+        )
+    for name, far, op, args in (
+        ("weight", b, ops.int8_linear.default, (x, b, scale)),
+        ("weight_scale", scale, ops.int8_linear.default, (x, b, scale)),
+        ("weight", b, ops.int8_weight_mm.default, (x, b, scale)),
+        ("bias", scale, ops.int8_linear.default, (x, b, scale.clone(), scale)),
+    ):
+        pretend.pretend_other_device(far.data_ptr())
+        expect_error(f"expected {name} on cuda:0, like the others, got it on cuda:1", op, *args)
+        pretend.pretend_other_device(None)
+    long = torch.zeros(1, 200_000)
+    wide = torch.zeros(1, 200_000, dtype=torch.int8)
+    expect_error("133144", ops.int8_linear.default, long, wide, torch.ones(1))  # the C message
+    assert pretend.pretend_guards() == 0
+
+
+def many_rows():
+    """More rows than the weight-only kernel takes: the overload that dequantizes."""
+    python_overload("int8_weight_mm", "dequantized", lambda x, b, *rest: x @ b.float().t())
+    x, b, scale = torch.randn(5, 13, 20), weight_of(5, 20), torch.ones(5)
+    want = x @ b.float().t()
+    assert torch.equal(ops.int8_weight_mm.default(x, b, scale), want)
+    out = torch.zeros(5, 13, 5)
+    ops.int8_weight_mm.out(x, b, scale, out=out)
+    assert torch.equal(out, want) and calls == [("int8_weight_mm", "dequantized")] * 2
+
+
+def triton():
+    """TRIMTAB_BACKEND=triton: every overload goes to Python's, with all its arguments."""
+    x, b, scale, bias = torch.randn(3, 20), weight_of(5, 20), torch.rand(5), torch.randn(5)
+    q, a_scale = torch.ones(3, 20, dtype=torch.int8), torch.rand(3)
+
+    def answer(*args):
+        assert args[-2:] == (2, torch.float16), args
+        return torch.full((3, 5), 7, dtype=torch.float16)
+
+    python_overload("quantize_int8", "triton", lambda x: (q, a_scale))
+    for op in ("int8_mm", "int8_linear", "int8_weight_mm"):
+        python_overload(op, "triton", answer)
+    want, out = torch.full((3, 5), 7, dtype=torch.float16), torch.zeros(3, 5, dtype=torch.float16)
+    got = ops.quantize_int8.default(x)
+    assert torch.equal(got[0], q) and torch.equal(got[1], a_scale)
+    codes, scales = torch.zeros_like(q), torch.zeros(3)
+    ops.quantize_int8.out(x, q=codes, scale=scales)
+    assert torch.equal(codes, q) and torch.equal(scales, a_scale)
+    for op, args in (
+        (ops.int8_mm, (q, b, a_scale, scale, bias, 2)),
+        (ops.int8_linear, (x, b, scale, bias, 2)),
+        (ops.int8_weight_mm, (x, b, scale, None, bias, None, 2)),
+    ):
+        assert torch.equal(op.default(*args, torch.float16), want)
+        op.out(*args, out=out.zero_())
+        assert torch.equal(out, want)
+    assert len(calls) == 8 and pretend.pretend_allocations() == 0
+
+
+(triton if sys.argv[2:] == ["triton"] else cuda)()
+print("as expected")
