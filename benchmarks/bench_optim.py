@@ -6,8 +6,10 @@ of; our share of its speed is printed. Clipping is clip_grad_norm_ for torch, fo
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,8 +19,9 @@ from functools import cache
 from pathlib import Path
 
 import harness
+import size_plot
 import torch
-from harness import Table, geomean, interleave
+from harness import Table, Timing, geomean, interleave
 
 from trimtab import optim
 
@@ -28,6 +31,8 @@ MODELS = (
     ("2000x64", 2000, 64, False),
     ("465 groups of 64", 465, 64, True),
 )
+SIZES = tuple(1 << k for k in range(10, 26))  # parameters of the sweep, from L1 to DRAM
+QUICK_SIZES = (1 << 10, 1 << 14)
 QUICK = (("3x5000", 3, 5000, False), ("20x64", 20, 64, True))
 # name, class, options, whether gradients are clipped, dtype
 CASES: tuple[tuple[str, str, dict[str, float], bool, torch.dtype], ...] = (
@@ -144,19 +149,20 @@ def candidates(case: tuple, shape: tuple, threads: int) -> dict[str, Callable[[]
     return found
 
 
-def main() -> int:
-    options = harness.parser(__doc__).parse_args()
-    harness.start(options)
-    table = Table("optim", options.out)
+def measure(case: tuple, shape: tuple, seconds: float, threads: int) -> dict[str, Timing]:
+    keep = ("torch fused", "streaming loop")
+    return interleave(candidates(case, shape, threads), seconds, keep=keep)
+
+
+def models(table: Table, options: argparse.Namespace) -> None:
+    """Every case on every model; a line each."""
     ratios: dict[str, list[float]] = {}
     for case in CASES:
-        check(*case[1:])
-        for shape in QUICK if options.quick else MODELS:
-            times = interleave(
-                candidates(case, shape, options.threads),
-                0.2 if options.quick else 4.0,
-                keep=("torch fused", "streaming loop"),
-            )
+        shapes = [s for s in (QUICK if options.quick else MODELS) if wanted(options, case, s)]
+        if shapes:
+            check(*case[1:])
+        for shape in shapes:
+            times = measure(case, shape, 0.2 if options.quick else 4.0, options.threads)
             mine = times["trimtab"].median
             line = f"{case[0]:<20} {shape[0]:<18} trimtab {mine:10.1f} us"
             for name, value in times.items():
@@ -169,7 +175,46 @@ def main() -> int:
             print(line, flush=True)
     for name, values in ratios.items():
         print(f"geomean: {geomean(values):.2f}x of {name}")
+
+
+def sweep(table: Table, options: argparse.Namespace) -> None:
+    """GB/s of AdamW in fp32 by model size; the slow for-loop is left out."""
+    case = CASES[0]
+    for total in QUICK_SIZES if options.quick else SIZES:
+        shape = (f"16x{total // 16}", 16, total // 16, False)
+        if not wanted(options, ("sweep",), shape):
+            continue
+        arrays, written = TRAFFIC["AdamW"]
+        calls = candidates(case, shape, options.threads)
+        calls.pop("torch single")
+        calls["streaming loop"] = stream(arrays, written, total, options.threads)
+        times = interleave(
+            calls, 0.2 if options.quick else 2.0, keep=("torch fused", "streaming loop")
+        )
+        line = f"{total:>10} parameters"
+        for name, value in times.items():
+            speed = total * 4 * (arrays + written) / value.median * 1e-3
+            table.add(name, "sweep", ("parameters", str(total)), value, gb_per_s=speed)
+            line += f"   {name} {speed:.2f} GB/s"
+        print(line, flush=True)
+
+
+def wanted(options: argparse.Namespace, case: tuple, shape: tuple) -> bool:
+    return re.search(options.only, f"{case[0]} {shape[0]}") is not None
+
+
+def main() -> int:
+    parser = harness.parser(__doc__)
+    parser.add_argument(
+        "--only", default="", metavar="REGEX", help='such as "AdamW.*2000" or sweep'
+    )
+    options = parser.parse_args()
+    harness.start(options)
+    table = Table("optim", options.out)
+    models(table, options)
+    sweep(table, options)
     table.write()
+    size_plot.write(table.path)
     return 0
 
 

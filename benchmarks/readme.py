@@ -109,6 +109,20 @@ def demo(rows: Rows) -> str:
     return markdown(head, body)
 
 
+def demo_training(rows: Rows) -> str:
+    head = ["model", "optimizer", "step, µs (p20–p80)", "weights + state, MB", "last loss"]
+    head += ["accuracy", "losses and weights as torch's"]
+    body = []
+    for row in rows:
+        e = extra(row)
+        times = [float(row[key]) for key in ("y_50", "y_20", "y_80")]
+        cells = [row["x_value"], row["provider"], "{:.0f} ({:.0f}–{:.0f})".format(*times)]
+        cells += [f"{e['bytes'] / 1e6:.2f}", f"{e['loss']:.4f}", f"{100 * e['accuracy']:.1f} %"]
+        body.append(cells + ["all bits" if e["same_bits"] else "close"])
+    steps = sorted({extra(row)["rounds"] for row in rows})
+    return f"{' and '.join(map(str, steps))} steps:\n\n{markdown(head, body)}"
+
+
 def int8_linear(rows: Rows) -> str:
     """A table for each dtype, then who could not be measured and why."""
     out = []
@@ -190,8 +204,44 @@ def int8_linear_overhead(rows: Rows) -> str:
     return f"1×64×64: Int8Linear {ours:.1f} µs a call, nn.Linear {theirs:.1f} µs.\n"
 
 
+def optim(rows: Rows) -> str:
+    """Times of the models, then the speed by size in a few steps."""
+    timed: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows:
+        if row["x_name"] == "model":
+            timed.setdefault((row["mode"], row["x_value"]), {})[row["provider"]] = us(row)
+    body = []
+    for (case, model), times in timed.items():
+        ours = times["trimtab"]
+        loop = times.get("streaming loop")
+        cells = [case, model, f"{ours:.0f}", f"{100 * loop / ours:.0f} %" if loop else ""]
+        for name in ("fused", "foreach", "single"):
+            ratio = times[f"torch {name}"] / ours
+            cells.append(f"{ratio:.2f}" if ratio >= 1 else f"**{ratio:.2f}**")
+        body.append(cells)
+    head = ["step", "tensors", "µs", "of a streaming loop", "× torch fused", "× foreach"]
+    text = markdown(head + ["× for-loop"], body) if body else ""
+    speeds: dict[int, dict[str, float]] = {}
+    for row in rows:
+        if row["x_name"] == "parameters":
+            speeds.setdefault(int(row["x_value"]), {})[row["provider"]] = extra(row)["gb_per_s"]
+    names = ("trimtab", "torch fused", "torch foreach", "streaming loop")
+    body = [
+        [f"{size:,}", *(f"{found[name]:.2f}" for name in names)]
+        for size, found in sorted(speeds.items())
+    ]
+    if body:
+        text += "\nGB/s of AdamW fp32 by parameters, in 16 tensors:\n\n"
+        text += markdown(["parameters", *names], body)
+        for plot in sorted(RESULTS.glob("*-optim-sizes.svg")):
+            text += f"\n![GB/s by parameters](benchmarks/results/{plot.name})\n"
+    return text
+
+
 PARTS: dict[str, Callable[[Rows], str]] = {
     "demo": demo,
+    "demo_training": demo_training,
+    "optim": optim,
     "int8_linear": int8_linear,
     "int8_linear_sweep": int8_linear_sweep,
     "int8_linear_isa": int8_linear_isa,

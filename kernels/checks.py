@@ -41,16 +41,29 @@ def out_tensor(
     shape: tuple[int, int],
     dtype: torch.dtype,
     device: torch.device,
+    dtypes: tuple[torch.dtype, ...] = FLOAT_DTYPES,
 ) -> torch.Tensor:
     """``out``, checked, or a new tensor of ``dtype``. A given ``out`` brings its own dtype."""
     if out is not None:
-        check_tensor(op, "out", out, shape, FLOAT_DTYPES, device)
+        check_tensor(op, "out", out, shape, dtypes, device)
         for size, stride in zip(shape, out.stride(), strict=True):
             if size > 1 and stride >= OUT_STRIDE_LIMIT:
                 raise ValueError(
                     f"{op}: expected strides of out below {OUT_STRIDE_LIMIT}, got {out.stride()}"
                 )
         return out
-    if dtype not in FLOAT_DTYPES:
-        raise ValueError(f"{op}: expected out_dtype fp32, bf16 or fp16, got {dtype}")
+    if dtype not in dtypes:
+        names = "fp32, bf16, fp16 or int8" if torch.int8 in dtypes else "fp32, bf16 or fp16"
+        raise ValueError(f"{op}: expected out_dtype {names}, got {dtype}")
     return torch.empty(shape, dtype=dtype, device=device)
+
+
+def check_out_scale(op: str, out: torch.Tensor, out_scale: torch.Tensor | None) -> None:
+    """ValueError unless int8 ``out`` comes with one fp32 scale, and other dtypes with none."""
+    if out_scale is None:
+        if out.dtype == torch.int8:
+            raise ValueError(f"{op}: expected out_scale float32 (1,) for int8 out, got None")
+        return
+    if out.dtype != torch.int8:
+        raise ValueError(f"{op}: expected out_scale with int8 out alone, got one with {out.dtype}")
+    check_tensor(op, "out_scale", out_scale, (1,), (torch.float32,), out.device)

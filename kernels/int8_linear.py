@@ -22,13 +22,14 @@ def int8_linear(
     activation: str = "none",
     out_dtype: torch.dtype | None = None,
     *,
+    out_scale: torch.Tensor | None = None,
     config: tuning.MatmulConfig | None = None,
 ) -> torch.Tensor:
     """``act(x @ (w * w_scale).T + bias)`` with ``x`` [..., K] quantized to int8 row by row.
 
     ``w`` is int8 [N, K], or [N, K_w] with K_w > K, whose columns from K on meet zeros. ``w_scale``
-    [N] fp32, ``bias`` [N] fp32, bf16 or fp16. Returns [..., N] of ``out_dtype``, by default x's.
-    ``config`` overrides the product's row of the tuning table.
+    [N] fp32, ``bias`` [N] fp32, bf16 or fp16. Returns [..., N] of ``out_dtype``, by default x's;
+    int8 has ``out_scale`` [1] fp32. ``config`` overrides the product's row of the tuning table.
     """
     check_matrix("int8_linear", "w", w, (torch.int8,))
     N, K_w = w.shape
@@ -42,5 +43,6 @@ def int8_linear(
     q = torch.empty((rows.shape[0], -(-K_w // 16) * 16), dtype=torch.int8, device=x.device)
     q, q_scale = quantize_int8(rows, q[:, :K_w])
     out_dtype = out_dtype or x.dtype
-    out = int8_mm(q, w, q_scale, w_scale, bias, activation, out_dtype, config=config)
+    tail = (bias, activation, out_dtype)
+    out = int8_mm(q, w, q_scale, w_scale, *tail, out_scale=out_scale, config=config)
     return out.reshape(*x.shape[:-1], N)

@@ -1,7 +1,8 @@
 """int8_mm in Triton: exact scaled product of int8 matrices, epilogue fused (NUMERICS.md section 3).
 
     t = float(sum_k a[m,k] * b[n,k]);  t = t * b_scale[n];  t = t * a_scale[m];
-    t = t + bias[n];  out[m,n] = round(act(t))
+    t = t + bias[n];  t = act(t);  out[m,n] = round(t)
+    int8 out: r = 1 / out_scale;  out[m,n] = clamp(rne(t * r), -127, 127), 0 where t * r is NaN
 
 The sum is exact in int32 up to K = 133144 (127 * 127 * K < 2^31).
 """
@@ -14,8 +15,8 @@ import triton.language as tl
 
 from . import tuning
 from .activation import check_activation
-from .checks import FLOAT_DTYPES, check_matrix, check_tensor, out_tensor
-from .epilogue import epilogue
+from .checks import FLOAT_DTYPES, check_matrix, check_out_scale, check_tensor, out_tensor
+from .epilogue import epilogue, int8_code
 from .launch import k_alignment, on_device_of
 
 MAX_K = 133144
@@ -46,7 +47,8 @@ def int8_mm_kernel(
     a_scale_ptr,  # [M] fp32
     b_scale_ptr,  # [N] fp32
     bias_ptr,  # [N] fp32, bf16 or fp16; None for no bias
-    out_ptr,  # [M, N] fp32, bf16 or fp16
+    out_ptr,  # [M, N] fp32, bf16, fp16 or int8
+    out_scale_ptr,  # [1] fp32 for int8 out, else None
     M,
     N,
     K,
@@ -96,6 +98,8 @@ def int8_mm_kernel(
     t = epilogue(
         acc.to(tl.float32), b_scale_ptr, a_scale_ptr, bias_ptr, offs_m, offs_n, M, N, ACTIVATION
     )
+    if out_scale_ptr is not None:
+        t = int8_code(t, out_scale_ptr)
     # Within a tile 32 bits do (the launcher sees to it), and spare a register an element.
     out_ptr += pid_m.to(tl.int64) * BLOCK_M * stride_om + pid_n.to(tl.int64) * BLOCK_N * stride_on
     out_m = tl.arange(0, BLOCK_M)[:, None] * stride_om
@@ -114,13 +118,14 @@ def int8_mm(
     out_dtype: torch.dtype = torch.bfloat16,
     out: torch.Tensor | None = None,
     *,
+    out_scale: torch.Tensor | None = None,
     config: tuning.MatmulConfig | None = None,
 ) -> torch.Tensor:
     """Scaled product of int8 ``a`` [M, K] and int8 ``b`` [N, K], transposed.
 
     ``a_scale`` [M] and ``b_scale`` [N] are fp32, ``bias`` [N] fp32, bf16 or fp16. ``a``, ``b`` and
     ``out`` may have any strides. Returns [M, N] of ``out_dtype``, or ``out``, whose dtype then
-    counts. ``config`` overrides the tuning table.
+    counts; int8 has ``out_scale`` [1] fp32. ``config`` overrides the tuning table.
     """
     check_matrix("int8_mm", "a", a, (torch.int8,))
     check_matrix("int8_mm", "b", b, (torch.int8,))
@@ -134,7 +139,8 @@ def int8_mm(
     check_activation("int8_mm", activation)
     if K > MAX_K:
         raise ValueError(f"int8_mm: expected K <= {MAX_K}, so that int32 holds the sum, got {K}")
-    out = out_tensor("int8_mm", out, (M, N), out_dtype, a.device)
+    out = out_tensor("int8_mm", out, (M, N), out_dtype, a.device, (*FLOAT_DTYPES, torch.int8))
+    check_out_scale("int8_mm", out, out_scale)
     if M == 0 or N == 0:
         return out
     align = k_alignment(a, b)
@@ -147,6 +153,7 @@ def int8_mm(
             b_scale.contiguous(),
             bias,
             out,
+            out_scale,
             M,
             N,
             K,

@@ -98,6 +98,18 @@ def int8(M: int, K: int, generator: torch.Generator) -> torch.Tensor:
     return torch.randint(-128, 128, (M, K), dtype=torch.int8, generator=generator)
 
 
+# Scales of int8 out: ordinary, one whose codes all clamp, halves (ties), and those without a reciprocal.
+OUT_SCALES = [0.02, 1e-6, 2.0, 1e-40, float("inf"), float("nan")]
+
+
+def awkward_bias(N: int, generator: torch.Generator) -> torch.Tensor:
+    """Normal values, then where there is room NaN, Inf, zero and a huge one."""
+    bias = torch.randn(N, generator=generator)
+    odd = torch.tensor([float("nan"), float("inf"), float("-inf"), -0.0, 3e38])
+    bias[: len(odd)] = odd[:N]
+    return bias
+
+
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()

@@ -15,6 +15,7 @@ import ctypes
 import fcntl
 import functools
 import hashlib
+import inspect
 import os
 import subprocess
 import warnings
@@ -32,7 +33,7 @@ SIMT = ROOT / "tests" / "simt"
 
 # launch.cu talks to the driver; simt/library.cpp stands in for it.
 KERNELS = [path for path in sorted((ROOT / "csrc/cuda").glob("*.cu")) if path.name != "launch.cu"]
-HOST = [ROOT / "csrc/cpu/status.cpp", SIMT / "library.cpp"]
+HOST = [ROOT / "csrc/cpu/status.cpp", ROOT / "csrc/cpu/optim_rules.cpp", SIMT / "library.cpp"]
 SELFTESTS = sorted(SIMT.glob("selftest*.cu"))
 POLICIES = {"late": 0, "random": 1, "early": 2, "by-seed": -1}
 
@@ -135,7 +136,7 @@ def build() -> Path:
 
 # --- calling
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 
 
 class Epilogue(ctypes.Structure):
@@ -149,6 +150,7 @@ class Epilogue(ctypes.Structure):
         ("out", ctypes.c_void_p),
         ("out_stride", ctypes.c_int64),
         ("out_dtype", ctypes.c_int),
+        ("out_scale", ctypes.c_void_p),
     )
 
 
@@ -247,7 +249,13 @@ class Simulator:
         return whole[start : start + size]
 
     @staticmethod
-    def _epilogue(scale: Tensor, bias: Tensor | None, activation: int, out: Tensor) -> Epilogue:
+    def _epilogue(
+        scale: Tensor,
+        bias: Tensor | None,
+        activation: int,
+        out: Tensor,
+        out_scale: Tensor | None = None,
+    ) -> Epilogue:
         return Epilogue(
             scale.data_ptr(),
             bias.data_ptr() if bias is not None else None,
@@ -256,6 +264,7 @@ class Simulator:
             out.data_ptr(),
             out.stride(0) if out.shape[0] > 1 else out.shape[1],
             DTYPES[out.dtype],
+            out_scale.data_ptr() if out_scale is not None else None,
         )
 
     def quantize_int8(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -308,17 +317,18 @@ class Simulator:
         bias: Tensor | None = None,
         activation: int = 0,
         out_dtype: torch.dtype | None = None,
+        out_scale: Tensor | None = None,
     ) -> Tensor:
         a = rows(a)
         (M, K), N = a.shape, b_scale.shape[0]
         b = plain(b, N, K)
         out = garbage(M, N, dtype=out_dtype or torch.bfloat16)
-        epilogue = self._epilogue(b_scale, bias, activation, out)
+        epilogue = self._epilogue(b_scale, bias, activation, out, out_scale)
         space = self._workspace("tt_int8_mm_cuda_workspace", M, N, K)
         operands = (a, stride(a), a_scale, b, stride(b), M, N, K)
         self.call(
             *("tt_int8_mm_cuda", *operands, ctypes.byref(epilogue), space, None),
-            reads=[a, a_scale, b, b_scale, bias],
+            reads=[a, a_scale, b, b_scale, bias, out_scale],
             writes=[out, space],
         )
         return out
@@ -331,17 +341,18 @@ class Simulator:
         bias: Tensor | None = None,
         activation: int = 0,
         out_dtype: torch.dtype | None = None,
+        out_scale: Tensor | None = None,
     ) -> Tensor:
         x2 = rows(x)
         (M, K), N = x2.shape, weight_scale.shape[0]
         b = plain(weight, N, K)
         out = garbage(M, N, dtype=out_dtype or x.dtype)
-        epilogue = self._epilogue(weight_scale, bias, activation, out)
+        epilogue = self._epilogue(weight_scale, bias, activation, out, out_scale)
         space = self._workspace("tt_int8_linear_cuda_workspace", M, N, K)
         operands = (x2, x2.dtype, stride(x2), b, stride(b), M, N, K)
         self.call(
             *("tt_int8_linear_cuda", *operands, ctypes.byref(epilogue), space, None),
-            reads=[x2, b, weight_scale, bias],
+            reads=[x2, b, weight_scale, bias, out_scale],
             writes=[out, space],
         )
         return out.reshape(*x.shape[:-1], N)
@@ -371,6 +382,31 @@ class Simulator:
         )
         return out.reshape(*x.shape[:-1], N)
 
+    def optim_step_table(self, call: ctypes.Structure) -> tuple[Tensor, Tensor]:
+        """(table, workspace) for steps of that tt_optim_call; the workspace as garbage."""
+        sizes = (ctypes.c_int64 * 2)()
+        spaces = []
+        parts = (ctypes.byref(sizes, 8 * i) for i in range(2))
+        self.call("tt_optim_step_sizes_cuda", ctypes.byref(call), *parts, reads=[], writes=[])
+        for size in sizes:
+            whole = garbage(size + 256, dtype=torch.int8)
+            start = -whole.data_ptr() % 256
+            spaces.append(whole[start : start + size])
+        self.call("tt_optim_step_table_cuda", ctypes.byref(call), spaces[0], reads=[], writes=[])
+        return spaces[0], spaces[1]
+
+    def optim_step(
+        self,
+        call: ctypes.Structure,
+        reads: Sequence[Tensor | None],
+        writes: Sequence[Tensor | None],
+        made: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """made: what optim_step_table gave for the same tensors and groups."""
+        table, space = made or self.optim_step_table(call)
+        arguments = (ctypes.byref(call), table, space, None)
+        self.call("tt_optim_step_cuda", *arguments, reads=[table, *reads], writes=[space, *writes])
+
 
 # --- as the CPU's implementation
 
@@ -379,22 +415,29 @@ class Simulator:
 def as_cpu(sim: Simulator) -> Iterator[None]:
     """Inside, the torch ops that have a CUDA kernel answer from the simulator for CPU tensors."""
 
-    def quantize_out(x: Tensor, *, q: Tensor, scale: Tensor) -> None:
-        for into, value in zip((q, scale), sim.quantize_int8(x), strict=True):
-            into.copy_(value)
+    def into_codes(quantizer):
+        def run(*args: object, q: Tensor, scale: Tensor) -> None:
+            for into, value in zip((q, scale), quantizer(*args), strict=True):
+                into.copy_(value)
+
+        return run
 
     def into_out(product):
+        # The out form lacks out_dtype, which out_scale follows.
+        names = list(inspect.signature(product).parameters)
+        before = names.index("out_dtype")
+
         def run(*args: object, out: Tensor) -> None:
-            out.copy_(product(*args, out_dtype=out.dtype))
+            rest = dict(zip(names[before + 1 :], args[before:], strict=False))
+            out.copy_(product(*args[:before], out_dtype=out.dtype, **rest))
 
         return run
 
     library = torch.library.Library("trimtab", "IMPL")
+    quantizers = ("quantize_int8", "silu_mul_quantize_int8", "rms_norm_quantize_int8")
     implementations = {
-        "quantize_int8": sim.quantize_int8,
-        "quantize_int8.out": quantize_out,
-        "silu_mul_quantize_int8": sim.silu_mul_quantize_int8,
-        "rms_norm_quantize_int8": sim.rms_norm_quantize_int8,
+        **{op: getattr(sim, op) for op in quantizers},
+        **{f"{op}.out": into_codes(getattr(sim, op)) for op in quantizers},
         **{
             f"{op}{overload}": getattr(sim, op)
             for op in ("int8_mm", "int8_linear", "int8_weight_mm")

@@ -84,6 +84,35 @@ def test_awkward_scales_and_bias(activation: str, dtype: str) -> None:
     check(int8(n, K), int8(n * n, K), AWKWARD, b_scale, AWKWARD.repeat(n), activation, dtype)
 
 
+@pytest.mark.parametrize("out_scale", [0.02, 1e-6, 2.0, 1e-40, float("inf"), float("nan")])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_int8_out(activation: str, out_scale: float) -> None:
+    """Each awkward scale of a meets each of b, and each bias; and a plain product."""
+    n, K = len(AWKWARD), 24
+    scale = torch.tensor([out_scale])
+    b_scale = AWKWARD.repeat_interleave(n)
+    awkward = (int8(n, K), int8(n * n, K), AWKWARD, b_scale, AWKWARD.repeat(n))
+    plain = (int8(13, K), int8(37, K), scales(13), scales(37), None)
+    for operands in (awkward, plain):
+        want = reference(
+            *[None if t is None else t.numpy() for t in operands], activation, "int8", scale.numpy()
+        )
+        got = int8_mm(*operands, activation, torch.int8, out_scale=scale)
+        assert got.dtype == torch.int8 and (got.numpy() == want).all()
+        out = torch.empty_like(got)
+        assert int8_mm(*operands, activation, out=out, out_scale=scale) is out
+        assert torch.equal(out, got)
+
+
+def test_linear_int8_out() -> None:
+    x, w, w_scale, scale = torch.randn(5, 33), int8(7, 33), scales(7), torch.tensor([0.03])
+    x[1, 2] = torch.nan
+    arrays = (x.numpy(), w.numpy(), w_scale.numpy())
+    want = linear_reference(*arrays, None, "gelu", "int8", scale.numpy())
+    got = int8_linear(x, w, w_scale, None, "gelu", torch.int8, out_scale=scale)
+    assert (got.numpy() == want).all() and (got[1] == 0).all()
+
+
 def test_the_longest_sum() -> None:
     """127 * 127 * K just fits int32, and rounds on its way to fp32."""
     a = torch.full((2, MAX_K), 127, dtype=torch.int8)
@@ -174,11 +203,16 @@ def test_refusals() -> None:
         ((a, b, s3, s5.double()), r"expected b_scale float32 \(5,\)"),
         ((a, b, s3, s5, s3), r"expected bias float32 or bfloat16 or float16 \(5,\)"),
         ((a, b, s3, s5, None, "tanh"), "int8_mm: expected activation .* got 'tanh'"),
-        ((a, b, s3, s5, None, "none", torch.int8), "expected out_dtype .* got torch.int8"),
+        ((a, b, s3, s5, None, "none", torch.int32), "expected out_dtype .* got torch.int32"),
+        ((a, b, s3, s5, None, "none", torch.int8), r"out_scale float32 \(1,\) .* got None"),
         ((a, b, s3, s5, None, "none", None, s3), "expected out float32"),
     ):
         with pytest.raises(ValueError, match=message):
             int8_mm(*arguments)
+    with pytest.raises(ValueError, match="expected out_scale with int8 out alone, got .*bfloat16"):
+        int8_mm(a, b, s3, s5, out_scale=s3[:1])
+    with pytest.raises(ValueError, match=r"expected out_scale float32 \(1,\) on cpu, got .*\(3,\)"):
+        int8_mm(a, b, s3, s5, None, "none", torch.int8, out_scale=s3)
     with pytest.raises(ValueError, match=r"expected strides of out below .*, got \(1, 8388608\)"):
         int8_mm(a, b, s3, s5, out=torch.empty_strided((3, 5), (1, 2**23)))
     with pytest.raises(ValueError, match=r"int8_linear: expected x .* K <= 4, w's, got float32"):

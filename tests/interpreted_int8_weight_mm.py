@@ -102,8 +102,63 @@ def test_every_config(config: tuning.MatmulConfig, dtype: str) -> None:
     check(torch.randn(M, K).to(getattr(torch, dtype)), int8(N, K), scales(N), config=config)
 
 
+GROUPS = [(1, 70, 256, 64), (5, 33, 100, 32), (17, 129, 264, 128), (3, 9, 70, 4), (4, 5, 300, 100)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("zero", [False, True], ids=["symmetric", "zero-point"])
+@pytest.mark.parametrize("case", GROUPS, ids=lambda c: "x".join(map(str, c)))
+def test_groups(case: tuple[int, int, int, int], zero: bool, dtype: str) -> None:
+    """All values of b and zero, whose difference takes nine bits."""
+    M, N, K, size = case
+    groups = -(-K // size)
+    torch.manual_seed(K)
+    a, b = (
+        torch.randn(M, K).to(getattr(torch, dtype)),
+        torch.randint(-128, 128, (N, K)).to(torch.int8),
+    )
+    b_scale, bias = torch.rand(groups, N) * 0.01 + 1e-4, torch.randn(N)
+    zero_point = torch.randint(-128, 128, (groups, N)).to(torch.int8) if zero else None
+    got = int8_weight_mm(
+        a, b, b_scale, bias, out_dtype=torch.float32, zero_point=zero_point, group_size=size
+    )
+    values, each = b.double(), torch.arange(K) // size
+    if zero_point is not None:
+        values = values - zero_point.double()[each].t()
+    want = a.double() @ (values * b_scale.double()[each].t()).t() + bias.double()
+    assert (got.double() - want).norm() <= 2 * K**0.5 * 2.0**-23 * want.norm()
+
+
+@pytest.mark.parametrize("shape", [(37,), (1, 37)], ids=["N", "1xN"])
+def test_zero_point_of_one_group(shape: tuple[int, ...]) -> None:
+    """Small integers: the sum is exact, and so is the rest."""
+    a, b, b_scale = torch.randint(-8, 9, (13, 40)).float(), int8(37, 40), scales(37)
+    zero = int8(37)
+    got = int8_weight_mm(
+        a, b, b_scale.reshape(shape), zero_point=zero.reshape(shape), group_size=64
+    )
+    sums = (a.double() @ (b.double() - zero.double()[:, None]).t()).float().numpy()
+    assert same(got, epilogue(sums, b_scale.numpy(), None, None, "none", "float32"))
+
+
+def test_every_step_of_a_group_is_its_own() -> None:
+    """Integers and scales that are powers of two: exact, whatever the group's length and the tile's."""
+    M, N, K = 3, 21, 520
+    a, b = torch.randint(-8, 9, (M, K)).bfloat16(), int8(N, K)
+    for size in (4, 12, 36, 128, 256, 516):
+        groups, each = -(-K // size), torch.arange(K) // size
+        b_scale = torch.randint(-3, 4, (groups, N)).float().exp2()
+        want = a.double() @ (b.double() * b_scale.double()[each].t()).t()
+        got = int8_weight_mm(a, b, b_scale, out_dtype=torch.float32, group_size=size)
+        assert torch.equal(got.double(), want), size
+
+
 def test_refusals() -> None:
     a, b = torch.ones(3, 4), int8(5, 4)
+    with pytest.raises(ValueError, match=r"expected b_scale float32 \(2, 5\) on cpu, got"):
+        int8_weight_mm(torch.ones(3, 8), int8(5, 8), scales(5), group_size=4)
+    with pytest.raises(ValueError, match=r"expected zero_point int8 \(5,\) on cpu, got"):
+        int8_weight_mm(a, b, scales(5), zero_point=int8(4))
     with pytest.raises(ValueError, match=r"int8_weight_mm: expected a float32 .* got int8"):
         int8_weight_mm(b, b, scales(5))
     with pytest.raises(ValueError, match=r"expected b int8 \(5, 4\) on cpu, got int8 \(5, 3\)"):

@@ -41,6 +41,8 @@ KINDS = {
     **dict.fromkeys(GROUPS, "commit removed"),
 }
 PHASES = ("mbarrier_wait", "mbarrier_wait_cluster")
+# Wrappers whose template argument is how many groups may still be under way.
+COUNTED = ("cp_async_wait", "wgmma_wait")
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,12 @@ def mutate(
         if code[end + 1] != ";":  # a definition
             continue
         number = add(KINDS[name], call.start())
-        places.append(
-            (call.start(), call.start(), f"::simt::machine.mutant == {number} ? void() : ")
-        )
+        choice = f"::simt::machine.mutant == {number} ? void() : "
+        if name in COUNTED:
+            number = add("wait for a group less", call.start())
+            less = f"{name}<({call.group(2)[1:-1]}) + 1>()"
+            choice += f"::simt::machine.mutant == {number} ? {less} : "
+        places.append((call.start(), call.start(), choice))
         if name in PHASES:
             start = opening + 1 + last_argument(code[opening + 1 : end])
             number = add("phase flipped", call.start())

@@ -114,3 +114,17 @@ def test_interleaving_finds_the_slower_one(harness) -> None:
     assert 1000 <= times["short"].p20 <= times["short"].median < times["long"].median
     assert times["slow"].rounds == harness.SLOW_ROUNDS < times["kept"].rounds
     assert harness.interleave({"own": lambda: 0.25}, 0.01)["own"].median == 250000
+
+
+def test_optim_plot(tmp_path: Path) -> None:
+    """The sweep's speeds follow from its times, and the plot has a mark for each."""
+    done = bench("optim", tmp_path, "--quick", "--threads", "2", "--only", "^sweep")
+    assert done.returncode == 0, done.stderr
+    found = rows(tmp_path, "optim")
+    assert len(found) == 2 * 4 and {row["mode"] for row in found} == {"sweep"}
+    for row in found:
+        speed = 28e-3 * int(row["x_value"]) / float(row["y_50"])
+        assert json.loads(row["extra_config"])["gb_per_s"] == pytest.approx(speed, rel=1e-3)
+    (plot,) = tmp_path.glob("*-sizes.svg")
+    root = ElementTree.parse(plot).getroot()
+    assert sum(part.tag.endswith("circle") for part in root.iter()) == len(found) + 4

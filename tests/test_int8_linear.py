@@ -46,6 +46,26 @@ def test_equals_its_two_halves(implementation: str, dtype, out_dtype, generator)
         cases.assert_same_bits(got, want)
 
 
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.ident)
+def test_int8_out(implementation: str, dtype: torch.dtype, generator) -> None:
+    """As its two halves, for rows of zeros, NaN and Inf too."""
+    x = cases.awkward_rows(50, 200, dtype, generator)
+    weight, scale, _ = operands(70, 200, generator)
+    bias = cases.awkward_bias(70, generator)
+    for activation in cases.ACTIVATIONS:
+        for value in cases.OUT_SCALES:
+            out_scale = torch.tensor([value])
+            tail = (activation, "int8", out_scale.numpy())
+            want = reference(*map(cases.to_numpy, (x, weight, scale, bias)), *tail)
+            arguments = (x, weight, scale, bias, activation)
+            got = ops.int8_linear(*arguments, torch.int8, out_scale=out_scale)
+            cases.assert_same_bits(got, want)
+        out = torch.full_like(got, 99)
+        assert ops.int8_linear(*arguments, out=out, out_scale=out_scale) is out
+        cases.assert_same_bits(out, want)
+    cases.assert_same_bits(op.inference(*arguments[:4], 4, torch.int8, out_scale), want)
+
+
 @pytest.mark.parametrize(
     "view",
     [
@@ -132,6 +152,11 @@ def test_registration(generator) -> None:
         torch.library.opcheck(op.inference, (x, w, scale, bias, 0))
     grads = (x.clone().requires_grad_(), packed, scale, bias.clone().requires_grad_(), 2)
     torch.library.opcheck(op.default, grads)
+    codes = (x, packed, scale, bias, 1, torch.int8, torch.ones(1))
+    torch.library.opcheck(op.default, codes)
+    torch.library.opcheck(op.inference, codes)
+    out = torch.empty(3, 5, 9, dtype=torch.int8)
+    torch.library.opcheck(op.out, (*codes[:5], torch.ones(1)), {"out": out})
     out = torch.empty(3, 5, 9)
     torch.library.opcheck(op.out, (x, packed, scale, bias), {"out": out})
     assert ops.int8_linear(x, packed, scale, bias, out=out) is out
@@ -155,6 +180,25 @@ def test_compile_has_one_graph_for_all_batch_sizes(generator) -> None:
         x = torch.randn(M, 16, generator=generator)
         cases.assert_same_bits(run(x), ops.int8_linear(x * 2, packed, scale, bias, "relu") + 1)
     assert counter.frame_count <= 2, counter.frame_count  # one static, one dynamic
+
+
+def test_int8_out_compiles_and_has_no_gradient(generator) -> None:
+    weight, scale, bias = operands(9, 16, generator)
+    x, one = torch.randn(4, 16, generator=generator), torch.ones(1)
+    torch._dynamo.reset()
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return ops.int8_linear(x, weight, scale, bias, "relu", torch.int8, out_scale=one)
+
+    cases.assert_same_bits(torch.compile(run, fullgraph=True, backend="aot_eager")(x), run(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cases.assert_same_bits(run(x), run(x.bfloat16()))
+    x.requires_grad_()
+    with torch.no_grad():
+        run(x)
+    for call in (run, lambda x: op.default(x, weight, scale, bias, 1, torch.int8, one)):
+        with pytest.raises(RuntimeError, match="int8_linear with int8 out: x requires grad"):
+            call(x)
 
 
 def test_compile_inductor_and_backward(generator) -> None:
@@ -203,6 +247,26 @@ BAD = {
     "bias": (bad(bias=torch.ones(2)), "expected a contiguous bias [N=3], got [2] float32"),
     "out-dtype": (bad(out_dtype=torch.int32), "expected out of float32, bfloat16 or float16"),
     "out-shape": (bad(out=torch.empty(2, 4)), "expected contiguous out of [2, 3]"),
+    "code-scale-missing": (
+        bad(out_dtype=torch.int8),
+        "expected out_scale [1] float32 for int8 out, got None",
+    ),
+    "code-scale-unasked": (
+        bad(out_scale=torch.ones(1)),
+        "expected out_scale with int8 out alone, got one with float32",
+    ),
+    "code-scale-dtype": (
+        bad(out_dtype=torch.int8, out_scale=torch.ones(1).half()),
+        "expected out_scale [1] float32, got [1] float16",
+    ),
+    "code-scale-shape": (
+        bad(out_dtype=torch.int8, out_scale=torch.tensor(1.0)),
+        "expected out_scale [1] float32, got [] float32",
+    ),
+    "code-grad": (
+        bad(x=torch.zeros(2, 8, requires_grad=True), out_dtype=torch.int8, out_scale=torch.ones(1)),
+        "with int8 out: x requires grad",
+    ),
     "scale-grad": (bad(weight_scale=torch.ones(3, requires_grad=True)), "requires grad"),
     "out-grad": (bad(x=torch.zeros(2, 8, requires_grad=True), out=torch.empty(2, 3)), "with out="),
 }

@@ -50,6 +50,54 @@ def test_epilogue(implementation: str, dtype: torch.dtype, activation: str, gene
         check(a, b, a_scale, b_scale, bias, activation, dtype)
 
 
+def check_int8(a, b, a_scale, b_scale, bias, activation, out_scale) -> torch.Tensor:
+    arguments = (a, b, a_scale, b_scale, bias)
+    want = reference(*map(cases.to_numpy, arguments), activation, "int8", out_scale.numpy())
+    got = ops.int8_mm(*arguments, activation, torch.int8, out_scale=out_scale)
+    cases.assert_same_bits(got, want)
+    out = torch.full_like(got, 99)
+    assert ops.int8_mm(*arguments, activation, out=out, out_scale=out_scale) is out
+    cases.assert_same_bits(out, want)
+    return got
+
+
+@pytest.mark.parametrize("activation", cases.ACTIVATIONS)
+@pytest.mark.parametrize(
+    "shape", [(1, 33, 70), (13, 37, 40), (70, 100, 257), (40, 96, 64)], ids=cases.ident
+)
+def test_int8_out(
+    implementation: str, shape: tuple[int, int, int], activation: str, generator
+) -> None:
+    """Rows of zeros and NaN; columns of NaN and Inf; every kind of scale."""
+    a, b, a_scale, b_scale = operands(*shape, generator)
+    for value in cases.OUT_SCALES:
+        out_scale = torch.tensor([value])
+        check_int8(a, b, a_scale, b_scale, None, activation, out_scale)
+        bias = cases.awkward_bias(shape[1], generator)
+        check_int8(a, b, a_scale, b_scale, bias, activation, out_scale)
+
+
+def test_int8_out_rounds_and_clamps(implementation: str) -> None:
+    """Sums from -300 to 300 halved: ties to even, +-127 from 254 on; NaN is 0, Inf +-127."""
+    sums = torch.arange(-300, 301)
+    a = torch.stack([sums // 3, sums - sums // 3 * 3], 1).to(torch.int8)
+    b = torch.tensor([[3, 1]], dtype=torch.int8)
+    got = check_int8(a, b, torch.ones(601), torch.ones(1), None, "none", torch.tensor([2.0]))
+    assert torch.equal(got[:, 0], (sums / 2).round().clamp(-127, 127).to(torch.int8))
+    infinite = torch.tensor([float("nan"), float("inf"), float("-inf")])
+    one = torch.ones(1)
+    got = check_int8(b, b.expand(3, 2).contiguous(), one, torch.ones(3), infinite, "none", one)
+    assert got.tolist() == [[0, 127, -127]]
+
+
+def test_int8_out_feeds_the_next_product(implementation: str, generator) -> None:
+    a, b, a_scale, b_scale = operands(40, 48, 64, generator)
+    c, c_scale = cases.int8(24, 48, generator), torch.rand(24, generator=generator) * 0.01
+    scale = torch.tensor([0.05])
+    q = check_int8(a, b, a_scale, b_scale, None, "relu", scale)
+    check(q, c, scale.expand(40).contiguous(), c_scale, None, "none", torch.bfloat16)
+
+
 @pytest.mark.parametrize(
     "shape",
     [(20, 70, 1100), (32, 96, 4100), (49, 65, 2100), (100, 33, 1500), (513, 70, 1030)],
@@ -116,6 +164,10 @@ def test_registration(generator) -> None:
     op = torch.ops.trimtab.int8_mm
     torch.library.opcheck(op.default, (a, b, torch.ones(9), b_scale, bias, 2, torch.float32))
     torch.library.opcheck(op.default, (a, ops.int8_pack(b), torch.ones(9), b_scale))
+    codes = (a, b, torch.ones(9), b_scale, bias, 2, torch.int8, torch.ones(1))
+    torch.library.opcheck(op.default, codes)
+    out = torch.empty(9, 7, dtype=torch.int8)
+    torch.library.opcheck(op.out, (*codes[:6], torch.ones(1)), {"out": out})
     out = torch.empty(9, 7)
     torch.library.opcheck(op.out, (a, b, torch.ones(9), b_scale, bias, 0), {"out": out})
     assert ops.int8_mm(a, b, a_scale, b_scale, out=out) is out
@@ -157,6 +209,30 @@ BAD = {
         "expected b_packed aligned to 64 bytes",
     ),
     "out-shape": (bad(out=torch.empty(3, 2)), "expected contiguous out of [2, 3] float32"),
+    "out-scale-missing": (
+        bad(out_dtype=torch.int8),
+        "expected out_scale [1] float32 for int8 out, got None",
+    ),
+    "out-scale-and-int8-out": (
+        bad(out=torch.empty(2, 3, dtype=torch.int8)),
+        "expected out_scale [1] float32 for int8 out, got None",
+    ),
+    "out-scale-unasked": (
+        bad(out_scale=torch.ones(1)),
+        "expected out_scale with int8 out alone, got one with bfloat16",
+    ),
+    "out-scale-dtype": (
+        bad(out_dtype=torch.int8, out_scale=torch.ones(1).double()),
+        "expected out_scale [1] float32, got [1] float64",
+    ),
+    "out-scale-shape": (
+        bad(out_dtype=torch.int8, out_scale=torch.ones(3)),
+        "expected out_scale [1] float32, got [3] float32",
+    ),
+    "out-scale-grad": (
+        bad(out_dtype=torch.int8, out_scale=torch.ones(1, requires_grad=True)),
+        "out_scale requires grad",
+    ),
     "scale-grad": (bad(b_scale=torch.ones(3, requires_grad=True)), "b_scale requires grad"),
 }
 

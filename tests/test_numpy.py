@@ -14,6 +14,8 @@ from trimtab.reference.int8_linear import int8_linear as reference_linear
 from trimtab.reference.int8_mm import int8_mm as reference_mm
 from trimtab.reference.int8_weight_mm import int8_weight_mm as reference_weight_mm
 from trimtab.reference.quantize_int8 import quantize_int8 as reference_quantize
+from trimtab.reference.rms_norm_quantize_int8 import rms_norm_quantize_int8 as reference_rms_norm
+from trimtab.reference.silu_mul_quantize_int8 import silu_mul_quantize_int8 as reference_silu_mul
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
@@ -71,6 +73,35 @@ def test_quantize_int8(isa, dtype, shape, rng):
     same(scale, expected_scale)
 
 
+QUANTIZE_SHAPES = [(0, 8), (3, 0), (1,), (7, 1), (2, 3, 67), (5, 2100)]
+
+
+def same_codes(got, expected):
+    same(got[0], expected[0])
+    same(got[1], expected[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", QUANTIZE_SHAPES)
+def test_rms_norm_quantize_int8(isa, dtype, shape, rng):
+    x, w = floats(rng, shape, dtype), floats(rng, shape[-1:])
+    same_codes(tn.rms_norm_quantize_int8(x, w), reference_rms_norm(plain(x), w))
+    w = np.repeat(w.astype(DTYPES[dtype]), 2)[::2]
+    expected = reference_rms_norm(plain(x), plain(np.ascontiguousarray(w)), 0.5)
+    same_codes(tn.rms_norm_quantize_int8(x, w, 0.5), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", QUANTIZE_SHAPES)
+def test_silu_mul_quantize_int8(isa, dtype, shape, rng):
+    gate, up = floats(rng, shape, dtype), floats(rng, shape, dtype)
+    expected = reference_silu_mul(plain(gate), plain(up))
+    same_codes(tn.silu_mul_quantize_int8(gate, up), expected)
+    wide = np.concatenate([gate, up], axis=-1)  # as a joined projection gives them
+    K = shape[-1]
+    same_codes(tn.silu_mul_quantize_int8(wide[..., :K], wide[..., K:]), expected)
+
+
 def test_quantize_int8_rows_that_have_no_scale(isa):
     x = np.ones((7, 37), np.float32)
     x[0] = 0
@@ -116,6 +147,23 @@ def test_int8_linear_out_dtype(isa, out_dtype, rng):
     out = np.zeros((3, 4, 19), DTYPES[out_dtype])
     assert tn.int8_linear(x, w, w_scale, out=out) is out
     same(out, expected)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_int8_out(isa, activation, rng):
+    x, (w, w_scale) = floats(rng, (17, 129)), weight(rng, 31, 129)
+    x[3, 5] = np.nan
+    bias, out_scale = floats(rng, 31), np.array([0.05], np.float32)
+    bias[:3] = np.nan, np.inf, -np.inf
+    expected = reference_linear(x, w, w_scale, bias, activation, "int8", out_scale)
+    got = tn.int8_linear(x, w, w_scale, bias, activation, "int8", out_scale=out_scale)
+    same(got, expected)
+    q, scale = tn.quantize_int8(x)
+    out = np.full((20, 40), 99, np.int8)
+    tn.int8_mm(q, w, scale, w_scale, bias, activation, out=out[1:18, 2:33], out_scale=out_scale)
+    same(out[1:18, 2:33], expected)
+    out[1:18, 2:33] = 99
+    assert (out == 99).all(), "wrote outside of out"
 
 
 @pytest.mark.parametrize("M,N,K", SHAPES)

@@ -56,6 +56,36 @@ def bad_calls():
             r"quantize_int8: expected x of at least one dimension, got \[\] float32",
             lambda: tn.quantize_int8(np.ones((), np.float32)),
         ),
+        "rms_norm_weight_length": (
+            ValueError,
+            r"rms_norm_quantize_int8: expected weight \[K=40\], got \[24\] float32",
+            lambda: tn.rms_norm_quantize_int8(x, bias),
+        ),
+        "rms_norm_weight_rank": (
+            ValueError,
+            r"rms_norm_quantize_int8: expected weight of rank 1, got \[1, 40\]",
+            lambda: tn.rms_norm_quantize_int8(x, x[:1]),
+        ),
+        "rms_norm_weight_dtype": (
+            TypeError,
+            r"rms_norm_quantize_int8: expected weight of float32 or x's dtype .* got \[40\] float16",
+            lambda: tn.rms_norm_quantize_int8(x, x[0].astype(np.float16)),
+        ),
+        "silu_mul_shape": (
+            ValueError,
+            r"silu_mul_quantize_int8: expected up like gate, \[6, 40\] float32, got \[5, 40\]",
+            lambda: tn.silu_mul_quantize_int8(x, x[:5]),
+        ),
+        "silu_mul_dtype": (
+            TypeError,
+            r"silu_mul_quantize_int8: expected up of gate's dtype, .* got \[6, 40\] float16",
+            lambda: tn.silu_mul_quantize_int8(x, x.astype(np.float16)),
+        ),
+        "silu_mul_scalar": (
+            ValueError,
+            r"silu_mul_quantize_int8: expected up of at least one dimension, got \[\]",
+            lambda: tn.silu_mul_quantize_int8(x, np.ones((), np.float32)),
+        ),
         "a_float": (
             TypeError,
             r"int8_mm: expected a of int8, got \[6, 40\] float32",
@@ -153,8 +183,33 @@ def bad_calls():
         ),
         "out_dtype": (
             TypeError,
-            "int8_linear: expected out_dtype float32, bfloat16 or float16, got float64",
+            "int8_linear: expected out_dtype float32, bfloat16 or float16, or int8 with out_scale, got float64",
             lambda: lin(x, w, w_scale, out_dtype=float),
+        ),
+        "out_scale_missing": (
+            TypeError,
+            r"int8_linear: expected out_scale \[1\] float32 for int8 out, got None",
+            lambda: lin(x, w, w_scale, out_dtype="int8"),
+        ),
+        "out_scale_unasked": (
+            TypeError,
+            "int8_mm: expected out_scale with int8 out alone",
+            lambda: mm(q, w, scale, w_scale, out_scale=scale[:1]),
+        ),
+        "out_scale_dtype": (
+            TypeError,
+            r"int8_mm: expected out_scale of float32, got \[1\] float64",
+            lambda: mm(q, w, scale, w_scale, out_dtype="int8", out_scale=np.ones(1)),
+        ),
+        "out_scale_shape": (
+            ValueError,
+            r"int8_mm: expected out_scale \[1\], got \[6\] float32",
+            lambda: mm(q, w, scale, w_scale, out_dtype="int8", out_scale=scale),
+        ),
+        "out_int8": (
+            TypeError,
+            "int8_weight_mm: expected out_dtype float32, bfloat16 or float16, got int8",
+            lambda: wmm(x, w, w_scale, out_dtype="int8"),
         ),
         "out_dtype_differs": (
             TypeError,

@@ -80,9 +80,21 @@ def test_threads_and_batch_do_not_matter(count: int, generator) -> None:
     assert torch.equal(q[123], row) and scale[123] == row_scale
 
 
+def test_out(implementation: str, generator) -> None:
+    x, weight = torch.randn(5, 9, generator=generator), torch.rand(9, generator=generator)
+    q, scale = torch.empty(5, 9, dtype=torch.int8), torch.full((5,), torch.nan)
+    got = ops.rms_norm_quantize_int8(x, weight, 0.5, out=(q, scale))
+    assert got[0] is q and got[1] is scale
+    want = ops.rms_norm_quantize_int8(x, weight, 0.5)
+    assert torch.equal(q, want[0]) and torch.equal(scale, want[1])
+
+
 def test_opcheck(generator) -> None:
     x, weight = torch.randn(4, 6, generator=generator), torch.rand(6, generator=generator)
-    torch.library.opcheck(torch.ops.trimtab.rms_norm_quantize_int8.default, (x, weight, 1e-5))
+    op = torch.ops.trimtab.rms_norm_quantize_int8
+    torch.library.opcheck(op.default, (x, weight, 1e-5))
+    q, scale = torch.empty(4, 6, dtype=torch.int8), torch.empty(4)
+    torch.library.opcheck(op.out, (x, weight, 1e-5), {"q": q, "scale": scale})
 
 
 @pytest.mark.parametrize(
@@ -99,3 +111,13 @@ def test_opcheck(generator) -> None:
 def test_bad_input(x: torch.Tensor, weight: torch.Tensor, message: str) -> None:
     with pytest.raises(RuntimeError, match=rf"rms_norm_quantize_int8: {message}"):
         ops.rms_norm_quantize_int8(x, weight)
+
+
+def test_bad_out() -> None:
+    x, weight = torch.zeros(2, 3), torch.zeros(3)
+    q, scale = torch.empty(2, 3, dtype=torch.int8), torch.empty(2)
+    for out, name in (((q, scale[:1]), "scale"), ((q.t(), scale), "q")):
+        with pytest.raises(
+            RuntimeError, match=rf"rms_norm_quantize_int8: expected contiguous {name} "
+        ):
+            ops.rms_norm_quantize_int8(x, weight, out=out)

@@ -122,6 +122,16 @@ KERNELS = (
         block=lambda m: (TEAMS[m["source"]], 1) if m["block_row"] == "true" else (128, 3),
         opcodes=lambda m: (LOAD_16, r"STG\.E\.(64|128)") if m["wide"] == "true" else ("LDG",),
     ),
+    # Arrays by 16 bytes, four blocks a multiprocessor; their pointers come from a table, so that the
+    # compiler does not know them to be global: generic LD and ST
+    Kernel(
+        r"optim_update<RuleFamily<\w+, \d+, \d+> ?>",
+        block=lambda m: (128, 4),
+        opcodes=lambda m: (r"LDG?\.E\.(\w+\.)*128", r"STG?\.E\.128", "FFMA"),
+    ),
+    Kernel(r"optim_norm", block=lambda m: (128, 8), opcodes=lambda m: ("LDG?", "FFMA", "DADD")),
+    # Powers in pairs of doubles
+    Kernel(r"optim_prepare", block=lambda m: (256, 1), opcodes=lambda m: ("DFMA", "DMUL")),
 )
 
 

@@ -79,9 +79,21 @@ def test_threads_do_not_matter(count: int, generator) -> None:
     assert torch.equal(q, again) and torch.equal(scale, scale_again)
 
 
+def test_out(implementation: str, generator) -> None:
+    gate, up = torch.randn(2, 5, 9, generator=generator)
+    q, scale = torch.empty(5, 9, dtype=torch.int8), torch.full((5,), torch.nan)
+    got = ops.silu_mul_quantize_int8(gate, up, out=(q, scale))
+    assert got[0] is q and got[1] is scale
+    want = ops.silu_mul_quantize_int8(gate, up)
+    assert torch.equal(q, want[0]) and torch.equal(scale, want[1])
+
+
 def test_opcheck(generator) -> None:
     gate, up = torch.randn(2, 4, 6, generator=generator)
-    torch.library.opcheck(torch.ops.trimtab.silu_mul_quantize_int8.default, (gate, up))
+    op = torch.ops.trimtab.silu_mul_quantize_int8
+    torch.library.opcheck(op.default, (gate, up))
+    q, scale = torch.empty(4, 6, dtype=torch.int8), torch.empty(4)
+    torch.library.opcheck(op.out, (gate, up), {"q": q, "scale": scale})
 
 
 @pytest.mark.parametrize(
@@ -98,3 +110,13 @@ def test_opcheck(generator) -> None:
 def test_bad_input(gate: torch.Tensor, up: torch.Tensor, message: str) -> None:
     with pytest.raises(RuntimeError, match=rf"silu_mul_quantize_int8: {message}"):
         ops.silu_mul_quantize_int8(gate, up)
+
+
+def test_bad_out() -> None:
+    gate, up = torch.zeros(2, 2, 3)
+    q, scale = torch.empty(2, 3, dtype=torch.int8), torch.empty(2)
+    for out, name in (((q, scale[:1]), "scale"), ((q.t(), scale), "q")):
+        with pytest.raises(
+            RuntimeError, match=rf"silu_mul_quantize_int8: expected contiguous {name} "
+        ):
+            ops.silu_mul_quantize_int8(gate, up, out=out)

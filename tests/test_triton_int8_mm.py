@@ -43,6 +43,7 @@ def compiled(capability: int, config: tuning.MatmulConfig, **changes: Any) -> Co
         "b_scale_ptr": "*fp32",
         "bias_ptr": "*bf16",
         "out_ptr": "*bf16",
+        "out_scale_ptr": None,
         **dict.fromkeys(("M", "N", "K", "stride_am", "stride_bn", "stride_om"), 4096),
         **dict.fromkeys(("stride_ak", "stride_bk", "stride_on"), 1),
         "ACTIVATION": "relu",
@@ -105,6 +106,16 @@ def test_output_rounds_to_nearest(dtype: str, capability: int) -> None:
     config = tuning.INT8_MM[f"sm{capability}"][0].config
     kernel = compiled(capability, config, out_ptr="*bf16" if dtype == "bf16" else "*fp16")
     assert kernel.count(rf"\bcvt\.rn\.{dtype}(x2)?\.f32\b") > 0
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_int8_out_is_exact(capability: int) -> None:
+    """The reciprocal is a division that rounds once; nothing spills."""
+    config = tuning.INT8_MM[f"sm{capability}"][0].config
+    kernel = compiled(capability, config, out_ptr="*i8", out_scale_ptr="*fp32")
+    expect_exact(kernel, division=True)
+    assert kernel.local_bytes == 0
+    assert kernel.count(r"\bst\.global\S*\.(b|v)") > 0
 
 
 def test_interpreted(in_interpreter: subprocess.Popen[str]) -> None:

@@ -194,8 +194,8 @@ void depthwise_line(const Conv& conv, const Images& images, const Depthwise& tab
       run.weight = tables.weight.data() + c * tables.taps;
       lanes.depthwise(run);
       scale_and_store(acc, kMaxTileN, int(run.pixels), int(std::min(kDepthwiseChannels, O - c)),
-                      scale, epilogue.b_scale + c, tables.bias.data() + c, out + (j * O + c) * size,
-                      O);
+                      scale, epilogue.b_scale + c, tables.bias.data() + c, 0.0f,
+                      out + (j * O + c) * size, O);
     }
   }
 }

@@ -7,17 +7,35 @@
 namespace trimtab {
 namespace {
 
+template <class V, class Out>
+TT_INLINE void store_output(V t, V, Out* to) {
+  t.store(to);
+}
+template <class V>
+TT_INLINE void store_output(V t, V inverse, int8_t* to) {
+  store_int8(to, int8_code(t, inverse));
+}
+template <class V, class Out>
+TT_INLINE void store_output_n(V t, V, Out* to, int n) {
+  t.store_n(to, n);
+}
+template <class V>
+TT_INLINE void store_output_n(V t, V inverse, int8_t* to, int n) {
+  store_int8_n(to, int8_code(t, inverse), n);
+}
+
 // Columns outside, so that their scale and bias stay in registers.
 template <class V, Activation kActivation, class Out>
 void epilogue_tile(const int32_t* acc, int acc_stride, int rows, int cols, const float* a_scale,
-                   const float* b_scale, const float* bias, void* out, int64_t out_stride) {
+                   const float* b_scale, const float* bias, float inverse, void* out,
+                   int64_t out_stride) {
   int n = 0;
   for (; n + V::lanes <= cols; n += V::lanes) {
     const V scale = V::load(b_scale + n), offset = V::load(bias + n);
     Out* to = static_cast<Out*>(out) + n;
     for (int m = 0; m < rows; ++m, to += out_stride) {
-      epilogue<kActivation>(V::load(acc + m * acc_stride + n), V(a_scale[m]), scale, offset)
-          .store(to);
+      const V sum = V::load(acc + m * acc_stride + n);
+      store_output(epilogue<kActivation>(sum, V(a_scale[m]), scale, offset), V(inverse), to);
     }
   }
   if (n == cols) return;
@@ -25,8 +43,8 @@ void epilogue_tile(const int32_t* acc, int acc_stride, int rows, int cols, const
   const V scale = V::load_n(b_scale + n, rest), offset = V::load_n(bias + n, rest);
   Out* to = static_cast<Out*>(out) + n;
   for (int m = 0; m < rows; ++m, to += out_stride) {
-    epilogue<kActivation>(V::load_n(acc + m * acc_stride + n, rest), V(a_scale[m]), scale, offset)
-        .store_n(to, rest);
+    const V sum = V::load_n(acc + m * acc_stride + n, rest);
+    store_output_n(epilogue<kActivation>(sum, V(a_scale[m]), scale, offset), V(inverse), to, rest);
   }
 }
 
@@ -35,6 +53,7 @@ EpilogueFn choose_epilogue_dtype(tt_dtype out_dtype) {
   switch (out_dtype) {
     case TT_BF16: return epilogue_tile<V, kActivation, bf16>;
     case TT_F16: return epilogue_tile<V, kActivation, fp16>;
+    case TT_I8: return epilogue_tile<V, kActivation, int8_t>;
     default: return epilogue_tile<V, kActivation, float>;
   }
 }

@@ -27,10 +27,10 @@ inline int64_t packed_panel_bytes(int64_t K) { return round_up(K, 4) * kPanelN; 
 
 // Scales, activates, rounds and stores an int32 tile.
 // acc [rows][cols] int32, rows acc_stride apart;  a_scale [rows], b_scale and bias [cols] at this tile
-// out at this tile, rows out_stride elements apart
+// inverse 1 / out_scale, which int8 out alone has; out at this tile, rows out_stride elements apart
 using EpilogueFn = void (*)(const int32_t* acc, int acc_stride, int rows, int cols,
                             const float* a_scale, const float* b_scale, const float* bias,
-                            void* out, int64_t out_stride);
+                            float inverse, void* out, int64_t out_stride);
 
 // One block of the product: `panels` row panels by columns [n_begin, n_end), over all of K.
 struct Int8Block {
@@ -43,6 +43,7 @@ struct Int8Block {
   int64_t K, N, n_begin, n_end;  // n_begin a multiple of kPanelN
   const float* b_scale;  // [N]
   const float* bias;  // [N], -0.0 where there is none: t + -0.0 is t for every t
+  float inverse;  // 1 / out_scale, for int8 out
   char* out;  // row 0 of these panels, column 0 of the matrix
   int64_t out_stride;  // elements
   int out_size;  // bytes an element

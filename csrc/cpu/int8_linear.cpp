@@ -28,7 +28,7 @@ using namespace trimtab;
 tt_status tt_int8_linear(const void* x, tt_dtype x_dtype, int64_t x_stride, const int8_t* b_packed,
                          int64_t M, int64_t N, int64_t K, const tt_epilogue* epilogue,
                          const tt_parallel* parallel) {
-  const tt_status status = check_product("int8_linear", M, N, K, b_packed, epilogue);
+  const tt_status status = check_product("int8_linear", M, N, K, b_packed, epilogue, true);
   if (status != TT_OK) return status;
   const int size = dtype_size(x_dtype);
   if (size == 0 || (x == nullptr && M > 0 && K > 0)) {

@@ -53,7 +53,7 @@ using namespace trimtab;
 tt_status tt_int8_mm(const int8_t* a, int64_t a_stride, const float* a_scale,
                      const int8_t* b_packed, int64_t M, int64_t N, int64_t K,
                      const tt_epilogue* epilogue, const tt_parallel* parallel) {
-  const tt_status status = check_product("int8_mm", M, N, K, b_packed, epilogue);
+  const tt_status status = check_product("int8_mm", M, N, K, b_packed, epilogue, true);
   if (status != TT_OK) return status;
   if (M > 0 && ((a == nullptr && K > 0) || a_scale == nullptr)) {
     return set_error(TT_INVALID_ARGUMENT, "int8_mm: a or a_scale is NULL");

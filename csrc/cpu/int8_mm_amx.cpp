@@ -58,7 +58,7 @@ struct Pending {
     if (done >= rows) return;
     if (count > rows - done) count = rows - done;
     s.epilogue(acc + done * stride, stride, count, cols, s.a_scale + m + done, s.b_scale + n,
-               s.bias + n, tile_out(s, m + done, n), s.out_stride);
+               s.bias + n, s.inverse, tile_out(s, m + done, n), s.out_stride);
     done += count;
   }
 };

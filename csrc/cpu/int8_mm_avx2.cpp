@@ -75,7 +75,7 @@ void int8_block_avx2(const Int8Block& s) {
   for_each_tile<kPanelN>(s, [&](int64_t m, int rows, int64_t n, int cols) {
     const char* a = static_cast<const char*>(s.a) + m / s.mr * s.a_panel_bytes;
     kTiles[rows - 1](reinterpret_cast<const int16_t*>(a), s.b + n / kPanelN * b_panel, s.K, acc);
-    s.epilogue(acc, kMaxTileN, rows, cols, s.a_scale + m, s.b_scale + n, s.bias + n,
+    s.epilogue(acc, kMaxTileN, rows, cols, s.a_scale + m, s.b_scale + n, s.bias + n, s.inverse,
                tile_out(s, m, n), s.out_stride);
   });
 }

@@ -80,7 +80,7 @@ void block(const Int8Block& s) {
     const int8_t* b = s.b + n / kPanelN * b_panel;
     const int panels = (cols + 15) / 16;
     kTiles[rows - 1][panels - 1](a, b, b_panel, s.K, acc);
-    s.epilogue(acc, kMaxTileN, rows, cols, s.a_scale + m, s.b_scale + n, s.bias + n,
+    s.epilogue(acc, kMaxTileN, rows, cols, s.a_scale + m, s.b_scale + n, s.bias + n, s.inverse,
                tile_out(s, m, n), s.out_stride);
   });
 }

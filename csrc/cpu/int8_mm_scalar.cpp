@@ -35,7 +35,7 @@ void int8_block_scalar(const Int8Block& s) {
       }
       for (int j = 0; j < kPanelN; ++j) acc[row * kMaxTileN + j] = sum[j];
     }
-    s.epilogue(acc, kMaxTileN, rows, cols, s.a_scale + m, s.b_scale + n, s.bias + n,
+    s.epilogue(acc, kMaxTileN, rows, cols, s.a_scale + m, s.b_scale + n, s.bias + n, s.inverse,
                tile_out(s, m, n), s.out_stride);
   });
 }

@@ -145,8 +145,28 @@ int dtype_size(tt_dtype dtype) {
   return dtype == TT_F32 ? 4 : dtype == TT_BF16 || dtype == TT_F16 ? 2 : 0;
 }
 
+namespace {
+
+int out_size(tt_dtype dtype) { return dtype == TT_I8 ? 1 : dtype_size(dtype); }
+
+tt_status check_out_scale(const char* op, const tt_epilogue& epilogue, bool int8_out) {
+  const bool int8 = epilogue.out_dtype == TT_I8;
+  if (int8 && !int8_out) {
+    return set_error(TT_INVALID_ARGUMENT,
+                     "%s: expected out of float32, bfloat16 or float16, got int8", op);
+  }
+  if (int8 != (epilogue.out_scale != nullptr)) {
+    return set_error(
+        TT_INVALID_ARGUMENT, "%s: expected %s", op,
+        int8 ? "out_scale for int8 out, got NULL" : "out_scale NULL where out is not int8");
+  }
+  return TT_OK;
+}
+
+}  // namespace
+
 tt_status check_product(const char* op, int64_t M, int64_t N, int64_t K, const int8_t* b_packed,
-                        const tt_epilogue* epilogue) {
+                        const tt_epilogue* epilogue, bool int8_out) {
   if (M < 0 || N < 0 || K < 0) {
     return set_error(TT_INVALID_ARGUMENT, "%s: expected sizes >= 0, got M=%lld N=%lld K=%lld", op,
                      (long long)M, (long long)N, (long long)K);
@@ -165,7 +185,7 @@ tt_status check_product(const char* op, int64_t M, int64_t N, int64_t K, const i
     return set_error(TT_INVALID_ARGUMENT, "%s: expected b_packed aligned to 64 bytes, got %p", op,
                      static_cast<const void*>(b_packed));
   }
-  if (dtype_size(epilogue->out_dtype) == 0 ||
+  if (out_size(epilogue->out_dtype) == 0 ||
       (epilogue->bias != nullptr && dtype_size(epilogue->bias_dtype) == 0)) {
     return set_error(TT_INVALID_ARGUMENT, "%s: expected dtypes float32, bfloat16 or float16", op);
   }
@@ -176,7 +196,7 @@ tt_status check_product(const char* op, int64_t M, int64_t N, int64_t K, const i
     return set_error(TT_INVALID_ARGUMENT, "%s: expected out_stride >= N=%lld, got %lld", op,
                      (long long)N, (long long)epilogue->out_stride);
   }
-  return TT_OK;
+  return check_out_scale(op, *epilogue, int8_out);
 }
 
 tt_status run_product(const char* op, const RowSource& source, const int8_t* b_packed, int64_t M,
@@ -221,9 +241,10 @@ tt_status run_product(const char* op, const RowSource& source, const int8_t* b_p
            N,
            epilogue.b_scale,
            own_bias ? bias : static_cast<const float*>(epilogue.bias),
+           epilogue.out_scale == nullptr ? 0.0f : 1.0f / *epilogue.out_scale,
            nullptr,
            epilogue.out_stride,
-           dtype_size(epilogue.out_dtype),
+           out_size(epilogue.out_dtype),
            kernel.epilogue(epilogue.activation, epilogue.out_dtype)};
   const int threads = pool.run != nullptr && worth_threads(kernel, M, N, K) ? pool.threads : 1;
   for (int64_t m = 0; m < M; m += pass_rows) {

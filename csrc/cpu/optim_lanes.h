@@ -6,6 +6,7 @@
 #include "../math/adagrad.h"
 #include "../math/adamax.h"
 #include "../math/adamw.h"
+#include "../math/lamb.h"
 #include "../math/lion.h"
 #include "../math/nadam.h"
 #include "../math/radam.h"
@@ -69,6 +70,8 @@ OptimUpdateFn update_of(tt_rule rule, int variant) {
       return pick<V, T, Adamax>(variant, std::make_integer_sequence<int, kAdamaxVariants>());
     case TT_LION:
       return pick<V, T, Lion>(variant, std::make_integer_sequence<int, kLionVariants>());
+    case TT_LAMB:
+      return pick<V, T, Lamb>(variant, std::make_integer_sequence<int, kLambVariants>());
     default: return nullptr;
   }
 }

@@ -5,6 +5,7 @@
 #include "math/adagrad.h"
 #include "math/adamax.h"
 #include "math/adamw.h"
+#include "math/lamb.h"
 #include "math/lion.h"
 #include "math/nadam.h"
 #include "math/radam.h"
@@ -32,24 +33,35 @@ int states(int variant) {
   return states_of<Rule>(variant, std::make_integer_sequence<int, kVariants>());
 }
 
+template <class Constants, void (*adapt)(Constants&, double, double)>
+void adapt_constants(float* stored, double param_norm, double direction_norm) {
+  Constants constants;
+  std::memcpy(&constants, stored, sizeof constants);
+  adapt(constants, param_norm, direction_norm);
+  std::memcpy(stored, &constants, sizeof constants);
+}
+
 // In the order of tt_rule.
 constexpr OptimRule kRules[] = {
     {"SGD", false, false, sgd_variant, states<Sgd, kSgdVariants>, 0,
-     store_constants<SgdConstants, sgd_constants>},
+     store_constants<SgdConstants, sgd_constants>, 0, nullptr},
     {"Adam", true, false, adam_variant, states<Adam, kAdamVariants>, kAdamTail,
-     store_constants<AdamConstants, adam_constants>},
+     store_constants<AdamConstants, adam_constants>, 0, nullptr},
     {"Adagrad", true, false, adagrad_variant, states<Adagrad, kAdagradVariants>, kAdagradTail,
-     store_constants<AdagradConstants, adagrad_constants>},
+     store_constants<AdagradConstants, adagrad_constants>, 0, nullptr},
     {"RMSprop", true, false, rmsprop_variant, states<Rmsprop, kRmspropVariants>, 0,
-     store_constants<RmspropConstants, rmsprop_constants>},
+     store_constants<RmspropConstants, rmsprop_constants>, 0, nullptr},
     {"NAdam", true, true, nadam_variant, states<Nadam, kNadamVariants>, 0,
-     store_constants<NadamConstants, nadam_constants>},
+     store_constants<NadamConstants, nadam_constants>, 0, nullptr},
     {"RAdam", true, false, radam_variant, states<Radam, kRadamVariants>, 0,
-     store_constants<RadamConstants, radam_constants>},
+     store_constants<RadamConstants, radam_constants>, 0, nullptr},
     {"Adamax", true, false, adamax_variant, states<Adamax, kAdamaxVariants>, 0,
-     store_constants<AdamaxConstants, adamax_constants>},
+     store_constants<AdamaxConstants, adamax_constants>, 0, nullptr},
     {"Lion", false, false, lion_variant, states<Lion, kLionVariants>, 0,
-     store_constants<LionConstants, lion_constants>},
+     store_constants<LionConstants, lion_constants>, 0, nullptr},
+    {"LAMB", true, false, lamb_variant, states<Lamb, kLambVariants>, 0,
+     store_constants<LambConstants, lamb_constants>, kLambProbe,
+     adapt_constants<LambConstants, lamb_adapt>},
 };
 static_assert(sizeof kRules / sizeof *kRules == TT_RULES, "a rule has no row");
 

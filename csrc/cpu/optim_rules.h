@@ -13,6 +13,10 @@ struct OptimRule {
   int (*states)(int variant);
   int tail;  // what turns a variant into that of torch's tails; 0: they agree with the rest
   void (*constants)(const tt_optim_group& group, const RuleStep& at, float* out);
+  // Of a rule that steps by the norms of a tensor: what turns a variant into one that leaves the direction
+  // in the parameter's place, and how both norms enter the constants. 0 and NULL: the rule has none.
+  int probe;
+  void (*adapt)(float* constants, double param_norm, double direction_norm);
 };
 
 const OptimRule& optim_rule(tt_rule rule);

@@ -2,6 +2,7 @@
 //
 //   pass 0   only where a norm is asked for: partial sums of squares, one a block of 4096 elements of a
 //            tensor, added up in order; the same norm for any number of threads
+//   probe    LAMB: of each tensor the norm, and that of its direction, by the same blocks
 //   pass 1   unscale, clip, rule, shrink, mask, average, copy, zero: each element comes from memory and
 //            goes back once
 #include <trimtab/optim_step.h>
@@ -17,6 +18,7 @@
 #include "cpu/scratch.h"
 #include "cpu/status.h"
 #include "math/dtypes.h"
+#include "math/norm.h"
 
 namespace trimtab {
 namespace {
@@ -33,6 +35,7 @@ struct Shared {
   float constants[kOptimConstants];
   // Of whole vectors of torch's, and of the rest; in fp32, and in the parameter's dtype.
   OptimUpdateFn update, tail, typed_update, typed_tail;
+  OptimUpdateFn probe;  // NULL: the rule needs no norm of a tensor
   int states;
   float sign, threshold;  // of the gradient; of the shrinkage
   // what it was computed from, and NAdam's product after this step
@@ -48,6 +51,7 @@ struct Job {
   int64_t* offset;  // [n + 1] of each tensor's first element among all
   int64_t* block;  // [n + 1] of its first partial sum
   double* sums;  // [block[n]]
+  double* direction_sums;  // [block[n]], where the rule has a probe
   int32_t* shared_of;  // [n] index into shared
   int32_t* latest;  // [groups] index of the last entry made for a group, -1: none
   Shared* shared;
@@ -107,6 +111,7 @@ bool reserve(Job& job) {
     carve(job.offset, n + 1);
     carve(job.block, n + 1);
     carve(job.sums, blocks);
+    carve(job.direction_sums, optim_rule(tt_rule(call.rule)).probe ? blocks : 0);
     carve(job.shared_of, n);
     carve(job.latest, call.n_groups);
     carve(job.shared, n);
@@ -132,8 +137,9 @@ void make_shared(Job& job) {
     const double step = t.step ? double(*t.step + 1.0f) : 1.0;
     const float product = t.product ? *t.product : 1.0f;
     int32_t& latest = job.latest[t.group];
-    if (latest < 0 || job.shared[latest].step != step || job.shared[latest].fresh != t.fresh ||
-        job.shared[latest].product_before != product || job.shared[latest].dtype != t.param_dtype) {
+    if (latest < 0 || rule.probe || job.shared[latest].step != step ||
+        job.shared[latest].fresh != t.fresh || job.shared[latest].product_before != product ||
+        job.shared[latest].dtype != t.param_dtype) {
       const tt_optim_group& group = call.groups[t.group];
       Shared& s = job.shared[latest = count++];
       const int variant = rule.variant(group, t.fresh != 0);
@@ -145,6 +151,7 @@ void make_shared(Job& job) {
       s.tail = loop(tail, TT_F32);
       s.typed_update = loop(variant, t.param_dtype);
       s.typed_tail = loop(tail, t.param_dtype);
+      s.probe = rule.probe ? loop(variant | rule.probe, TT_F32) : nullptr;
       s.states = rule.states(variant);
       s.sign = group.flags & TT_MAXIMIZE ? -1.0f : 1.0f;
       s.threshold = float(group.lr * group.l1);
@@ -203,9 +210,11 @@ double sum_squares(Job& job, const tt_parallel* parallel) {
       job.sums[job.block[i] + begin / kOptimNormBlock] = job.kernels.sum_squares(g, n);
     }
   });
-  double total = 0.0;
-  for (int64_t k = 0; k < job.block[job.call.n_tensors]; ++k) total += job.sums[k];
-  return total;
+  double sums[kNormSums] = {};
+  for (int64_t k = 0; k < job.block[job.call.n_tensors]; ++k) sums[k % kNormSums] += job.sums[k];
+  for (int half = kNormSums / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+  return sums[0];
 }
 
 // An array of a tensor, kOptimBlock elements at a time, as fp32.
@@ -226,6 +235,26 @@ struct Window {
   }
 };
 
+// A block of gradients unscaled, clipped and with the sign that minimizes, into its buffer.
+const float* prepare_block(const Job& job, const Shared& s, Window& grad, int64_t n) {
+  const OptimKernels& kernels = job.kernels;
+  const bool rounds = job.call.round_clipped && grad.dtype != TT_F32;
+  if (!rounds) {
+    kernels.prepare(grad.values, job.scale, job.clip, s.sign, grad.buffer, n);
+    return grad.buffer;
+  }
+  uint16_t rounded[kOptimBlock];
+  const auto round = [&] {
+    kernels.narrow(grad.buffer, rounded, grad.dtype, n);
+    kernels.widen(rounded, grad.dtype, grad.buffer, n);
+  };
+  kernels.prepare(grad.values, job.scale, 1.0f, s.sign, grad.buffer, n);
+  round();
+  kernels.prepare(grad.buffer, 1.0f, job.clip, 1.0f, grad.buffer, n);
+  round();
+  return grad.buffer;
+}
+
 // n <= kOptimBlock elements of a tensor from `begin` on.
 void update_block(const Job& job, const tt_optim_tensor& t, const Shared& s, OptimUpdateFn rule,
                   int64_t begin, int64_t n) {
@@ -240,8 +269,7 @@ void update_block(const Job& job, const tt_optim_tensor& t, const Shared& s, Opt
   }
   const float* g = grad.values;
   if (job.scale != 1.0f || job.clip != 1.0f || s.sign != 1.0f) {
-    kernels.prepare(g, job.scale, job.clip, s.sign, grad.buffer, n);
-    g = grad.buffer;
+    g = prepare_block(job, s, grad, n);
   }
   rule(s.constants, param.values, g, states, n);
   if (s.threshold > 0.0f) kernels.shrink(param.values, s.threshold, n);
@@ -294,6 +322,57 @@ void update(const Job& job, const tt_parallel* parallel) {
   });
 }
 
+// Squares of n <= kOptimBlock elements of a tensor, and of the direction in which the rule would move them.
+void probe_block(const Job& job, const tt_optim_tensor& t, const Shared& s, int64_t begin,
+                 int64_t n, double* squares) {
+  const OptimKernels& kernels = job.kernels;
+  Window param, grad, state[TT_OPTIM_STATES];
+  void* states[TT_OPTIM_STATES];
+  const auto open_copy = [&](Window& window, void* array, int dtype) {
+    window.open(kernels, array, dtype, begin, n);
+    if (window.values != window.buffer) std::memcpy(window.buffer, window.values, size_t(n) * 4);
+    return window.buffer;
+  };
+  float* const p = open_copy(param, t.param, t.param_dtype);
+  for (int k = 0; k < s.states; ++k) states[k] = open_copy(state[k], t.state[k], t.state_dtype);
+  grad.open(kernels, t.grad, t.grad_dtype, begin, n);
+  const float* const g = prepare_block(job, s, grad, n);
+  squares[0] += kernels.sum_squares(p, n);
+  s.probe(s.constants, p, g, states, n);
+  if (t.mask) kernels.apply_mask(p, t.mask + begin, n);
+  squares[1] += kernels.sum_squares(p, n);
+}
+
+// Norms of each tensor and of its direction into its constants, if the rule steps by them.
+void adapt(Job& job, const tt_parallel* parallel) {
+  const tt_optim_call& call = job.call;
+  const OptimRule& rule = optim_rule(tt_rule(call.rule));
+  if (rule.adapt == nullptr) return;
+  for_pieces(job, parallel, [&](int64_t i, int64_t begin, int64_t end) {
+    const Shared& s = job.shared[job.shared_of[i]];
+    for (; begin < end; begin += kOptimNormBlock) {
+      const int64_t block_end = std::min(end, begin + kOptimNormBlock);
+      double squares[2] = {0.0, 0.0};
+      for (int64_t at = begin; at < block_end; at += kOptimBlock) {
+        probe_block(job, call.tensors[i], s, at, std::min(block_end - at, kOptimBlock), squares);
+      }
+      const int64_t block = job.block[i] + begin / kOptimNormBlock;
+      job.sums[block] = squares[0];
+      job.direction_sums[block] = squares[1];
+    }
+  });
+  for (int64_t i = 0; i < call.n_tensors; ++i) {
+    if (call.tensors[i].grad == nullptr) continue;
+    double squares[2] = {0.0, 0.0};
+    for (int64_t block = job.block[i]; block < job.block[i + 1]; ++block) {
+      squares[0] += job.sums[block];
+      squares[1] += job.direction_sums[block];
+    }
+    rule.adapt(job.shared[job.shared_of[i]].constants, std::sqrt(squares[0]),
+               std::sqrt(squares[1]));
+  }
+}
+
 void skip(const Job& job, const tt_parallel* parallel) {
   if (job.call.skipped) ++*job.call.skipped;
   if (!job.call.zero_grad) return;
@@ -304,16 +383,39 @@ void skip(const Job& job, const tt_parallel* parallel) {
   });
 }
 
+// The coefficient as clip_grad_norm_ computes it, in the dtype that stacking all norms gives.
+float rounded_clip(const tt_optim_call& call, double norm) {
+  int dtype = -1;
+  for (int64_t i = 0; i < call.n_tensors; ++i) {
+    const tt_optim_tensor& t = call.tensors[i];
+    if (t.grad == nullptr || t.grad_dtype == dtype) continue;
+    dtype = dtype < 0 ? t.grad_dtype : int(TT_F32);
+  }
+  const auto round = [dtype](float x) { return round_to(tt_dtype(dtype), x); };
+  const float inverse = round(1.0f / round(round(float(norm)) + 1e-6f));
+  const float factor = round(inverse * float(call.max_norm));
+  return factor >= 1.0f ? 1.0f : factor;  // NaN goes through, as there
+}
+
 // False: the gradients are not finite, and such a step is to be skipped.
 bool clip(Job& job, const tt_parallel* parallel) {
   const tt_optim_call& call = job.call;
   job.clip = 1.0f;
   job.scale = call.grad_scale ? *call.grad_scale : 1.0f;
   if (call.max_norm < 0.0 && !call.skip_nonfinite && !call.norm) return true;
-  const double norm = std::sqrt(sum_squares(job, parallel)) / double(job.scale);
+  double norm = call.given_norm ? double(*call.given_norm) : 0.0;
+  if (call.given_norm == nullptr || call.skip_nonfinite) {
+    const double found = std::sqrt(sum_squares(job, parallel)) / double(job.scale);
+    if (call.skip_nonfinite && !std::isfinite(found)) {
+      if (call.norm) *call.norm = float(found);
+      return false;
+    }
+    if (call.given_norm == nullptr) norm = found;
+  }
   if (call.norm) *call.norm = float(norm);
-  if (call.skip_nonfinite && !std::isfinite(norm)) return false;
-  if (call.max_norm >= 0.0) {
+  if (call.max_norm >= 0.0 && call.round_clipped) {
+    job.clip = rounded_clip(call, norm);
+  } else if (call.max_norm >= 0.0) {
     const double factor = call.max_norm / (norm + 1e-6);  // torch.nn.utils.clip_grad_norm_
     if (!(factor >= 1.0)) job.clip = float(factor);  // NaN goes through, as there
   }
@@ -341,7 +443,7 @@ tt_status tt_optim_step(const tt_optim_call* call, const tt_parallel* parallel) 
   tt_isa isa;
   status = current_isa(&isa);
   if (status != TT_OK) return status;
-  Job job{*call, {}, 0, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 1.0f, 1.0f};
+  Job job{*call, {}, 0, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 1.0f, 1.0f};
   job.kernels = isa >= TT_ISA_AVX512   ? optim_kernels_avx512()
                 : isa == TT_ISA_SCALAR ? optim_kernels_scalar()
                                        : optim_kernels_avx2();
@@ -352,6 +454,7 @@ tt_status tt_optim_step(const tt_optim_call* call, const tt_parallel* parallel) 
     return TT_OK;
   }
   make_shared(job);
+  adapt(job, parallel);
   update(job, parallel);
   count_steps(job);
   return TT_OK;

@@ -20,7 +20,8 @@ struct EpilogueParams {
   int64_t out_stride;
   int32_t M, N;
   int32_t bias_dtype, out_dtype, activation;
-  bool wide;  // out and its rows are aligned to 16 bytes
+  bool wide;  // out and its rows are aligned to eight values, 16 bytes at most
+  const float* out_scale;  // [1] for int8 out, else NULL
 };
 
 inline EpilogueParams epilogue_params(const float* a_scale, int64_t M, int64_t N,
@@ -36,14 +37,17 @@ inline EpilogueParams epilogue_params(const float* a_scale, int64_t M, int64_t N
   e.bias_dtype = int32_t(epilogue.bias_dtype);
   e.out_dtype = int32_t(epilogue.out_dtype);
   e.activation = int32_t(epilogue.activation);
-  const int64_t row_bytes = epilogue.out_stride * (epilogue.out_dtype == TT_F32 ? 4 : 2);
-  e.wide = reinterpret_cast<uintptr_t>(epilogue.out) % 16 == 0 && (row_bytes % 16 == 0 || M == 1);
+  e.out_scale = epilogue.out_scale;
+  const int64_t size = e.out_dtype == TT_F32 ? 4 : e.out_dtype == TT_I8 ? 1 : 2;
+  const int64_t alignment = e.out_dtype == TT_I8 ? 8 : 16;
+  e.wide = reinterpret_cast<uintptr_t>(epilogue.out) % uintptr_t(alignment) == 0 &&
+           (epilogue.out_stride * size % alignment == 0 || M == 1);
   return e;
 }
 
 namespace {
 
-constexpr int kGroup = 8;  // columns finished at once: 16 bytes of bf16 or fp16
+constexpr int kGroup = 8;  // columns finished at once: 16 bytes of bf16 or fp16, 8 of int8
 
 // What the columns n, n + step, .. bring along; the same for every row.
 struct ColumnGroup {
@@ -105,18 +109,34 @@ TT_DEVICE uint32_t round_to_16_bits(int out_dtype, float t) {
   return out_dtype == TT_BF16 ? to_bf16(t).bits : to_fp16(t).bits;
 }
 
+// 1 / out_scale, which only int8 out has.
+TT_DEVICE float load_inverse(const EpilogueParams& e) {
+  if (e.out_scale == nullptr) return 0.0f;
+  return (F32x1(1.0f) / F32x1(load_global(e.out_scale))).v;
+}
+
+TT_DEVICE int32_t round_to_int8(float t, float inverse) {
+  return to_int32_rne(int8_code(F32x1(t), F32x1(inverse)));
+}
+
+// t to element `at` of out.
+TT_DEVICE void store_one(const EpilogueParams& e, int64_t at, float inverse, float t) {
+  if (e.out_dtype == TT_F32) store_global(static_cast<float*>(e.out) + at, t);
+  else if (e.out_dtype == TT_I8)
+    store_global(static_cast<int8_t*>(e.out) + at, static_cast<int8_t>(round_to_int8(t, inverse)));
+  else
+    store_global(static_cast<uint16_t*>(e.out) + at,
+                 static_cast<uint16_t>(round_to_16_bits(e.out_dtype, t)));
+}
+
 // t[j] to column n + j * step, those below N.
-TT_DEVICE void store_each(const EpilogueParams& e, int m, int n, int step,
+TT_DEVICE void store_each(const EpilogueParams& e, int m, int n, int step, float inverse,
                           const float (&t)[kGroup]) {
   const int64_t row = int64_t(m) * e.out_stride;
 #pragma unroll
   for (int j = 0; j < kGroup; ++j) {
     const int column = n + j * step;
-    if (column >= e.N) continue;
-    if (e.out_dtype == TT_F32) store_global(static_cast<float*>(e.out) + row + column, t[j]);
-    else
-      store_global(static_cast<uint16_t*>(e.out) + row + column,
-                   static_cast<uint16_t>(round_to_16_bits(e.out_dtype, t[j])));
+    if (column < e.N) store_one(e, row + column, inverse, t[j]);
   }
 }
 
@@ -129,9 +149,27 @@ TT_DEVICE uint32_t round_to_32_bits(int out_dtype, float low, float high) {
   return two;
 }
 
-// t to columns n .. n + 7 in 16-byte stores; n a multiple of 8, the out wide.
-TT_DEVICE void store_wide(const EpilogueParams& e, int m, int n, const float (&t)[kGroup]) {
+struct alignas(8) Bytes8 {
+  uint32_t word[2];
+};
+
+TT_DEVICE Bytes8 round_to_8_bytes(float inverse, const float (&t)[kGroup]) {
+  Bytes8 packed = {};
+#pragma unroll
+  for (int j = 0; j < kGroup; ++j)
+    packed.word[j / 4] |= (uint32_t(round_to_int8(t[j], inverse)) & 0xffu) << (j % 4 * 8);
+  return packed;
+}
+
+// t to columns n .. n + 7 in stores of 16 bytes, or 8 of int8; n a multiple of 8, the out wide.
+TT_DEVICE void store_wide(const EpilogueParams& e, int m, int n, float inverse,
+                          const float (&t)[kGroup]) {
   const int64_t at = int64_t(m) * e.out_stride + n;
+  if (e.out_dtype == TT_I8) {
+    int8_t* to = static_cast<int8_t*>(e.out) + at;
+    store_global(reinterpret_cast<Bytes8*>(to), round_to_8_bytes(inverse, t));
+    return;
+  }
   if (e.out_dtype == TT_F32) {
     Bytes16 half[2];
 #pragma unroll
@@ -147,10 +185,11 @@ TT_DEVICE void store_wide(const EpilogueParams& e, int m, int n, const float (&t
   store16(static_cast<uint16_t*>(e.out) + at, packed);
 }
 
-// Columns n .. n + 7 (n a multiple of 8) of row m < M, in whole 16-byte stores where out allows it.
-TT_DEVICE void store_group(const EpilogueParams& e, int m, int n, const float (&t)[kGroup]) {
-  if (e.wide && n + kGroup <= e.N) store_wide(e, m, n, t);
-  else store_each(e, m, n, 1, t);
+// Columns n .. n + 7 (n a multiple of 8) of row m < M, in wide stores where out allows it.
+TT_DEVICE void store_group(const EpilogueParams& e, int m, int n, float inverse,
+                           const float (&t)[kGroup]) {
+  if (e.wide && n + kGroup <= e.N) store_wide(e, m, n, inverse, t);
+  else store_each(e, m, n, 1, inverse, t);
 }
 
 }  // namespace

@@ -261,11 +261,17 @@ tt_status check_epilogue(const char* op, int64_t M, int64_t N, const tt_epilogue
   if (epilogue.b_scale == nullptr || epilogue.out == nullptr)
     return set_error(TT_INVALID_ARGUMENT, "%s: expected b_scale and out, got NULL", op);
   const tt_dtype bias_dtype = epilogue.bias == nullptr ? TT_F32 : epilogue.bias_dtype;
-  if (!is_float(epilogue.out_dtype) || !is_float(bias_dtype))
-    return set_error(TT_INVALID_ARGUMENT,
-                     "%s: expected dtypes float32, bfloat16 or float16, got %d for out and %d for "
-                     "bias",
-                     op, int(epilogue.out_dtype), int(bias_dtype));
+  const bool int8 = epilogue.out_dtype == TT_I8;
+  if ((!int8 && !is_float(epilogue.out_dtype)) || !is_float(bias_dtype))
+    return set_error(
+        TT_INVALID_ARGUMENT,
+        "%s: expected dtypes float32, bfloat16 or float16, or int8 for out, got %d for "
+        "out and %d for bias",
+        op, int(epilogue.out_dtype), int(bias_dtype));
+  if (int8 != (epilogue.out_scale != nullptr))
+    return set_error(
+        TT_INVALID_ARGUMENT, "%s: expected %s", op,
+        int8 ? "out_scale for int8 out, got NULL" : "out_scale NULL where out is not int8");
   if (epilogue.activation < TT_ACT_NONE || epilogue.activation > TT_ACT_SILU)
     return set_error(TT_INVALID_ARGUMENT, "%s: expected an activation from %d to %d, got %d", op,
                      int(TT_ACT_NONE), int(TT_ACT_SILU), int(epilogue.activation));

@@ -323,6 +323,7 @@ TT_DEVICE void store_tile(const EpilogueParams& e, int64_t tile_row, int64_t til
   const int64_t n = tile_column + warp / Tile::kWarpsM * Tile::WARP_N + column;
   if (n - column >= e.N) return;  // the whole warp
   const ColumnGroup columns = load_columns(e, int(n), step);
+  const float inverse = load_inverse(e);
 #pragma unroll 1
   for (int slab = 0; slab < Tile::kSlabs; ++slab) {
     const int64_t first = tile_row + warp % Tile::kWarpsM * Tile::WARP_M + slab * Tile::kSlabRows;
@@ -336,8 +337,8 @@ TT_DEVICE void store_tile(const EpilogueParams& e, int64_t tile_row, int64_t til
       float t[kGroup];
       read_slab(words + row * Tile::kSlabPitch + column, step, sum);
       finish_group(e, load_global(e.a_scale + first + row), columns, sum, t);
-      if (step == 1) store_group(e, int(first + row), int(n), t);
-      else store_each(e, int(first + row), int(n), step, t);
+      if (step == 1) store_group(e, int(first + row), int(n), inverse, t);
+      else store_each(e, int(first + row), int(n), step, inverse, t);
     }
   }
 }

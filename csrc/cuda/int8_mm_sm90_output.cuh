@@ -50,6 +50,7 @@ struct Sm90Shared {
   Sm90Piece sums[kSm90Warps][kPieces];
   struct alignas(16) Factors {
     float b_scale[kBlockN], bias[kBlockN], a_scale[kBlockM];
+    float inverse;  // 1 / out_scale, for int8 out
   } factors[kSm90Warpgroups];
   // A stage's turn: full when both boxes came; empty when every warp that reads it, in all blocks that it was
   // loaded for, is done with it.
@@ -77,11 +78,12 @@ TT_DEVICE float sm90_bias(const EpilogueParams& e, uint32_t bits) {
 template <int kBlockM, int kBlockN>
 struct Sm90FactorRegisters {
   static constexpr int kColumns = (kBlockN + 127) / 128, kRows = (kBlockM + 127) / 128;
-  float b_scale[kColumns], a_scale[kRows];
+  float b_scale[kColumns], a_scale[kRows], out_scale;
   uint32_t bias[kColumns];
 
   // Thread t of the warpgroup: columns and rows t, t + 128, .. of the tile at (m, n).
   TT_DEVICE void load(const EpilogueParams& e, int m, int n, int t) {
+    out_scale = t == 0 && e.out_scale != nullptr ? load_global(e.out_scale) : 1.0f;
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
       const int at = i * 128 + t;
@@ -108,6 +110,7 @@ struct Sm90FactorRegisters {
 #pragma unroll
     for (int i = 0; i < kRows; ++i)
       if (i * 128 + t < kBlockM) to.a_scale[i * 128 + t] = a_scale[i];
+    if (t == 0) to.inverse = (F32x1(1.0f) / F32x1(out_scale)).v;
   }
 };
 
@@ -194,7 +197,7 @@ TT_DEVICE void sm90_finish(const EpilogueParams& e, const Factors& factors, int 
   }
   float t[kGroup];
   finish_group(e, factors.a_scale[row], columns, sum, t);
-  store_group(e, m + row, n + column, t);
+  store_group(e, m + row, n + column, factors.inverse, t);
 }
 
 // Pass `pass` over the pieces of `warp`, whose first wide row in the tile is first_wide.

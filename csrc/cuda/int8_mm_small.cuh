@@ -115,6 +115,7 @@ TT_DEVICE void small_multiply(const SmallRows<kRows, kTokens>& rows, int k, int 
 template <int kRows, int kTokens>
 TT_DEVICE void small_finish(const EpilogueParams& e, const int32_t* sums, int warps) {
   constexpr int kBlockRows = kSmallBlockRows<kRows>, kPitch = kSmallPitch<kRows>;
+  const float inverse = load_inverse(e);
 #pragma unroll 1
   for (int i = int(threadIdx.x); i < kBlockRows * e.M; i += int(blockDim.x)) {
     const int m = i / kBlockRows, column = i % kBlockRows;
@@ -128,11 +129,7 @@ TT_DEVICE void small_finish(const EpilogueParams& e, const int32_t* sums, int wa
                       F32x1(load_global(e.b_scale + n)), F32x1(load_bias(e, int(n))))
                       .v};
     activate_all(e.activation, t);
-    const int64_t at = int64_t(m) * e.out_stride + n;
-    if (e.out_dtype == TT_F32) store_global(static_cast<float*>(e.out) + at, t[0]);
-    else
-      store_global(static_cast<uint16_t*>(e.out) + at,
-                   static_cast<uint16_t>(round_to_16_bits(e.out_dtype, t[0])));
+    store_one(e, int64_t(m) * e.out_stride + n, inverse, t[0]);
   }
 }
 

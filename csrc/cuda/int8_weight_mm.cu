@@ -351,6 +351,10 @@ tt_status check(const void* x, tt_dtype x_dtype, const int8_t* b, int64_t group,
                      "%s: expected x of float32, bfloat16 or float16, got dtype %d", kOp, x_dtype);
   if (e == nullptr || (M > 0 && N > 0 && (e->out == nullptr || e->b_scale == nullptr)))
     return set_error(TT_INVALID_ARGUMENT, "%s: epilogue, its out or its b_scale is NULL", kOp);
+  if (e->out_dtype != TT_F32 && e->out_dtype != TT_BF16 && e->out_dtype != TT_F16)
+    return set_error(TT_INVALID_ARGUMENT,
+                     "%s: expected out of float32, bfloat16 or float16, got dtype %d", kOp,
+                     e->out_dtype);
   if (M > 0 && N > 0 && K > 0 && (x == nullptr || b == nullptr))
     return set_error(TT_INVALID_ARGUMENT, "%s: x or b is NULL", kOp);
   if (group < 1 && K > 0)

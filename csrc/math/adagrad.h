@@ -24,7 +24,7 @@ inline int adagrad_variant(const tt_optim_group& group, bool) {
   return group.weight_decay != 0.0 ? kAdagradDecay : 0;
 }
 
-inline AdagradConstants adagrad_constants(const tt_optim_group& group, const RuleStep& at) {
+TT_INLINE AdagradConstants adagrad_constants(const tt_optim_group& group, const RuleStep& at) {
   const double lr = group.lr / (1.0 + (at.step - 1.0) * group.lr_decay);
   const AdagradScalars plain = {float(-lr), float(group.weight_decay), float(group.eps)};
   const AdagradScalars rounded = {round_to(at.dtype, plain.minus_lr),

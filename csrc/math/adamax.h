@@ -20,9 +20,9 @@ inline int adamax_variant(const tt_optim_group& group, bool) {
   return group.weight_decay != 0.0 ? kAdamaxDecay : 0;
 }
 
-inline AdamaxConstants adamax_constants(const tt_optim_group& group, const RuleStep& at) {
+TT_INLINE AdamaxConstants adamax_constants(const tt_optim_group& group, const RuleStep& at) {
   return {lerp_constants(1.0 - group.beta1), float(group.weight_decay), float(group.beta2),
-          float(group.eps), float(-(group.lr / (1.0 - ::pow(group.beta1, at.step))))};
+          float(group.eps), float(-(group.lr / (1.0 - power(group.beta1, at.step))))};
 }
 
 template <int kVariant>

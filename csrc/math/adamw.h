@@ -25,9 +25,9 @@ inline int adam_variant(const tt_optim_group& group, bool) {
          (group.flags & TT_AMSGRAD ? kAdamAmsgrad : 0);
 }
 
-inline AdamConstants adam_constants(const tt_optim_group& group, const RuleStep& at) {
-  const double correction1 = 1.0 - ::pow(group.beta1, at.step);
-  const double correction2 = 1.0 - ::pow(group.beta2, at.step);
+TT_INLINE AdamConstants adam_constants(const tt_optim_group& group, const RuleStep& at) {
+  const double correction1 = 1.0 - power(group.beta1, at.step);
+  const double correction2 = 1.0 - power(group.beta2, at.step);
   return {lerp_constants(1.0 - group.beta1), decoupled_factor(group),
           float(group.weight_decay),         float(group.beta2),
           float(1.0 - group.beta2),          float(-(group.lr / correction1)),

@@ -11,5 +11,13 @@ TT_INLINE V epilogue(V acc, V a_scale, V b_scale, V bias) {
   return activate<kActivation>(acc * b_scale * a_scale + bias);
 }
 
+// The code of t for a next layer whose scale is 1 / inverse, still to be rounded by store_int8:
+// clamp(t * inverse, -127, 127), and 0 for NaN. Clamped first: rne leaves +-127 where they are.
+template <class V>
+TT_INLINE V int8_code(V t, V inverse) {
+  const V code = min(max(t * inverse, V(-127.0f)), V(127.0f));
+  return select(is_nan(t * inverse), V(0.0f), code);
+}
+
 }  // namespace
 }  // namespace trimtab

@@ -18,7 +18,7 @@ struct LionConstants {
 
 inline int lion_variant(const tt_optim_group&, bool) { return 0; }
 
-inline LionConstants lion_constants(const tt_optim_group& group, const RuleStep&) {
+TT_INLINE LionConstants lion_constants(const tt_optim_group& group, const RuleStep&) {
   return {lerp_constants(1.0 - group.beta1), lerp_constants(1.0 - group.beta2),
           float(1.0 - group.lr * group.weight_decay), float(group.lr)};
 }

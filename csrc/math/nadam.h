@@ -24,9 +24,9 @@ inline int nadam_variant(const tt_optim_group& group, bool) {
 }
 
 // The product is an fp32 tensor in torch, so it rounds every step.
-inline NadamConstants nadam_constants(const tt_optim_group& group, const RuleStep& at) {
+TT_INLINE NadamConstants nadam_constants(const tt_optim_group& group, const RuleStep& at) {
   const auto mu = [&](double t) {
-    return group.beta1 * (1.0 - 0.5 * ::pow(0.96, t * group.momentum_decay));
+    return group.beta1 * (1.0 - 0.5 * power_of_096(t * group.momentum_decay));
   };
   const double now = mu(at.step), next = mu(at.step + 1.0);
   const double so_far = *at.product = *at.product * float(now);
@@ -35,7 +35,7 @@ inline NadamConstants nadam_constants(const tt_optim_group& group, const RuleSte
           float(group.weight_decay),
           float(group.beta2),
           float(1.0 - group.beta2),
-          float(::sqrt(1.0 - ::pow(group.beta2, at.step))),
+          float(::sqrt(1.0 - power(group.beta2, at.step))),
           float(group.eps),
           float(-(group.lr * (1.0 - now) / (1.0 - so_far))),
           float(-(group.lr * next / (1.0 - so_far * next)))};

@@ -9,12 +9,11 @@
 //
 // update() is the whole formula for one vector of elements; the CPU vector loop, its tail and the CUDA
 // thread call it with their V. Constants are computed once a tensor, on the host, in double, and cast to
-// fp32 once (NUMERICS.md section 6). g comes in unscaled, clipped and with the sign that minimizes.
+// fp32 once (NUMERICS.md section 6); on CUDA by one thread a tensor, with the same bits. g comes in unscaled, clipped and with the sign that minimizes.
 #pragma once
-#include <cmath>
-
 #include "../include/trimtab/optim_step.h"
 #include "f32x1.h"
+#include "power.h"
 
 namespace trimtab {
 
@@ -27,7 +26,7 @@ struct RuleStep {
 
 namespace {
 
-inline float round_to(tt_dtype dtype, float x) {
+TT_INLINE float round_to(tt_dtype dtype, float x) {
   if (dtype == TT_BF16) return to_float(to_bf16(x));
   return dtype == TT_F16 ? to_float(to_fp16(x)) : x;
 }
@@ -37,7 +36,7 @@ struct Lerp {
   float coefficient;  // w or w - 1
   float from_end;  // 1 if w >= 1/2
 };
-inline Lerp lerp_constants(double weight) {
+TT_INLINE Lerp lerp_constants(double weight) {
   const float w = float(weight);
   return w < 0.5f ? Lerp{w, 0.0f} : Lerp{w - 1.0f, 1.0f};
 }
@@ -66,10 +65,10 @@ TT_INLINE V average_square(V v, V g, float beta, float rest) {
 }
 
 // The factor of decoupled weight decay; 1 where there is none.
-inline float decoupled_factor(const tt_optim_group& group) {
+TT_INLINE float decoupled_factor(const tt_optim_group& group) {
   return group.flags & TT_DECOUPLED ? float(1.0 - group.lr * group.weight_decay) : 1.0f;
 }
-inline bool decays_into_gradient(const tt_optim_group& group) {
+TT_INLINE bool decays_into_gradient(const tt_optim_group& group) {
   return group.weight_decay != 0.0 && !(group.flags & TT_DECOUPLED);
 }
 

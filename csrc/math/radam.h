@@ -23,11 +23,11 @@ inline int radam_variant(const tt_optim_group& group, bool) {
   return decays_into_gradient(group) ? kRadamDecay : 0;
 }
 
-inline RadamConstants radam_constants(const tt_optim_group& group, const RuleStep& at) {
-  const double power2 = ::pow(group.beta2, at.step);
+TT_INLINE RadamConstants radam_constants(const tt_optim_group& group, const RuleStep& at) {
+  const double power2 = power(group.beta2, at.step);
   const double limit = 2.0 / (1.0 - group.beta2) - 1.0;
   const double rho = limit - 2.0 * at.step * power2 / (1.0 - power2);
-  const double correction1 = 1.0 - ::pow(group.beta1, at.step);
+  const double correction1 = 1.0 - power(group.beta1, at.step);
   double rectified = 0.0;
   if (rho > 5.0) {
     rectified = ::sqrt((rho - 4.0) * (rho - 2.0) * limit / ((limit - 4.0) * (limit - 2.0) * rho));

@@ -23,7 +23,7 @@ inline int rmsprop_variant(const tt_optim_group& group, bool) {
          (group.flags & TT_CENTERED ? kRmspropCentered : 0);
 }
 
-inline RmspropConstants rmsprop_constants(const tt_optim_group& group, const RuleStep&) {
+TT_INLINE RmspropConstants rmsprop_constants(const tt_optim_group& group, const RuleStep&) {
   return {lerp_constants(1.0 - group.alpha),
           float(-group.lr),
           float(group.weight_decay),

@@ -23,7 +23,7 @@ inline int sgd_variant(const tt_optim_group& group, bool fresh) {
   return variant | (group.flags & TT_NESTEROV ? kSgdNesterov : 0);
 }
 
-inline SgdConstants sgd_constants(const tt_optim_group& group, const RuleStep&) {
+TT_INLINE SgdConstants sgd_constants(const tt_optim_group& group, const RuleStep&) {
   return {float(-group.lr), float(group.weight_decay), float(group.momentum),
           float(1.0 - group.dampening)};
 }

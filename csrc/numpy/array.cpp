@@ -155,6 +155,7 @@ py::array from_dlpack(py::handle object, const std::string& where, Dtype* dtype)
 }
 
 py::dtype numpy_dtype(const char* op, tt_dtype dtype) {
+  if (dtype == TT_I8) return py::dtype(kNumInt8);
   if (dtype == TT_F32) return py::dtype(kNumFloat32);
   if (dtype == TT_F16) return py::dtype(kNumFloat16);
   try {
@@ -313,7 +314,7 @@ Weight::Weight(const char* op, const char* name, py::handle object, int64_t N, i
   }
 }
 
-tt_dtype parse_float_dtype(const char* op, py::handle object) {
+tt_dtype parse_out_dtype(const char* op, py::handle object, bool int8) {
   std::string name;
   if (py::isinstance<py::str>(object)) {
     name = py::cast<std::string>(object);
@@ -323,8 +324,9 @@ tt_dtype parse_float_dtype(const char* op, py::handle object) {
   if (name == "float32") return TT_F32;
   if (name == "bfloat16") return TT_BF16;
   if (name == "float16") return TT_F16;
-  throw py::type_error(std::string(op) + ": expected out_dtype float32, bfloat16 or float16, got " +
-                       name);
+  if (name == "int8" && int8) return TT_I8;
+  throw py::type_error(std::string(op) + ": expected out_dtype float32, bfloat16 or float16" +
+                       (int8 ? ", or int8 with out_scale" : "") + ", got " + name);
 }
 
 tt_activation parse_activation(const char* op, const std::string& name) {
@@ -349,19 +351,20 @@ void set_threads(int count) {
 
 Epilogue::Epilogue(const char* op, const Scale& scale, py::handle bias,
                    const std::string& activation, py::handle out_dtype, py::handle out,
-                   tt_dtype otherwise, const std::vector<py::ssize_t>& shape)
+                   tt_dtype otherwise, const std::vector<py::ssize_t>& shape, py::handle out_scale)
     : values(), op_(op) {
+  const bool int8 = out_scale.ptr() != nullptr;
   values.b_scale = scale.data();
   values.activation = parse_activation(op, activation);
   if (!bias.is_none()) take_bias(bias, scale.N);
-  values.out_dtype = out_dtype.is_none() ? otherwise : parse_float_dtype(op, out_dtype);
+  values.out_dtype = out_dtype.is_none() ? otherwise : parse_out_dtype(op, out_dtype, int8);
   if (out.is_none()) {
     out_ = py::array(numpy_dtype(op, values.out_dtype), shape);
     result = out_;
     values.out_stride = scale.N;
   } else {
     const Array array(op, "out", out);
-    const tt_dtype own = array.expect_float();
+    const tt_dtype own = int8 && array.dtype == Dtype::kInt8 ? TT_I8 : array.expect_float();
     if (!out_dtype.is_none() && own != values.out_dtype) {
       throw py::type_error(prefix(op, "out") + " of the given out_dtype, got " + array.describe());
     }
@@ -372,6 +375,7 @@ Epilogue::Epilogue(const char* op, const Scale& scale, py::handle bias,
     if (!bias.is_none()) expect_no_alias("bias", bias_);
   }
   values.out = out_.mutable_data();
+  if (int8) take_out_scale(out_scale);
 }
 
 void Epilogue::take_bias(py::handle bias, int64_t N) {
@@ -384,6 +388,25 @@ void Epilogue::take_bias(py::handle bias, int64_t N) {
   }
   bias_ = adjacent(array.memory);
   values.bias = bias_.data();
+}
+
+void Epilogue::take_out_scale(py::handle out_scale) {
+  const bool int8 = values.out_dtype == TT_I8;
+  if (out_scale.is_none()) {
+    if (int8) {
+      throw py::type_error(prefix(op_, "out_scale") + " [1] float32 for int8 out, got None");
+    }
+    return;
+  }
+  if (!int8) throw py::type_error(prefix(op_, "out_scale") + " with int8 out alone");
+  const Array array(op_, "out_scale", out_scale);
+  array.expect_dtype(Dtype::kFloat32);
+  if (array.rank() != 1 || array.size(0) != 1) {
+    throw py::value_error(prefix(op_, "out_scale") + " [1], got " + array.describe());
+  }
+  out_scale_ = adjacent(array.memory);
+  values.out_scale = static_cast<const float*>(out_scale_.data());
+  expect_no_alias("out_scale", out_scale_);
 }
 
 void Epilogue::take_out(const Array& array, const std::vector<py::ssize_t>& shape) {

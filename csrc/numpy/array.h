@@ -69,8 +69,8 @@ py::array empty_packed(int64_t bytes);
 // Throws unless `packed` is a 1-D, adjacent, aligned int8 buffer for an [N, K] weight.
 void expect_packed(const Array& packed, int64_t N, int64_t K);
 
-// "float32", np.float16, ml_dtypes.bfloat16, ... as ours.
-tt_dtype parse_float_dtype(const char* op, py::handle object);
+// "float32", np.float16, ml_dtypes.bfloat16, ... as ours; int8 where the op has it.
+tt_dtype parse_out_dtype(const char* op, py::handle object, bool int8);
 tt_activation parse_activation(const char* op, const std::string& name);
 
 // Shape of `rows_of` with the last size replaced.
@@ -84,10 +84,11 @@ void set_threads(int count);
 // output, new or the caller's.
 struct Epilogue {
   // out [shape]: None, or a writable array of that shape whose rows are adjacent elements. Its dtype
-  // is `out_dtype`, by default that of `out`, by default `otherwise`.
+  // is `out_dtype`, by default that of `out`, by default `otherwise`. out_scale: [1] float32 for int8
+  // out, else None; null for an op without int8 out.
   Epilogue(const char* op, const Scale& scale, py::handle bias, const std::string& activation,
            py::handle out_dtype, py::handle out, tt_dtype otherwise,
-           const std::vector<py::ssize_t>& shape);
+           const std::vector<py::ssize_t>& shape, py::handle out_scale = {});
   // Throws if the caller's out shares memory with what the kernel reads.
   void expect_no_alias(const char* name, const py::array& input) const;
 
@@ -96,10 +97,11 @@ struct Epilogue {
 
  private:
   void take_bias(py::handle bias, int64_t N);
+  void take_out_scale(py::handle out_scale);
   void take_out(const Array& array, const std::vector<py::ssize_t>& shape);
 
   const char* op_;
-  py::array bias_, out_;
+  py::array bias_, out_, out_scale_;
   bool callers_ = false;  // out_ is the caller's memory
 };
 

@@ -5,6 +5,8 @@
 #include <trimtab/int8_pack.h>
 #include <trimtab/int8_weight_mm.h>
 #include <trimtab/quantize_int8.h>
+#include <trimtab/rms_norm_quantize_int8.h>
+#include <trimtab/silu_mul_quantize_int8.h>
 
 #include <algorithm>
 
@@ -35,21 +37,78 @@ void expect_exact(const char* op, int64_t K) {
                         ", where the int32 sum is exact, got K=" + number(K));
 }
 
+// New q [..., K] int8 and scale [...] float32 for an input [..., K].
+struct Codes {
+  py::array q, scale;
+  int8_t* q_data;
+  float* scale_data;
+
+  explicit Codes(const Array& of) {
+    std::vector<py::ssize_t> shape = shape_with_last(of, of.size(of.rank() - 1));
+    q = py::array(py::dtype::of<int8_t>(), shape);
+    shape.pop_back();
+    scale = py::array(py::dtype::of<float>(), shape);
+    q_data = static_cast<int8_t*>(q.mutable_data());
+    scale_data = static_cast<float*>(scale.mutable_data());
+  }
+  py::tuple tuple() const { return py::make_tuple(q, scale); }
+};
+
 py::tuple quantize_int8(py::handle x) {
   const Array array("quantize_int8", "x", x);
   const tt_dtype dtype = array.expect_float();
   const Rows rows(array);
-  std::vector<py::ssize_t> shape = shape_with_last(array, rows.K);
-  py::array q(py::dtype::of<int8_t>(), shape);
-  shape.pop_back();
-  py::array scale(py::dtype::of<float>(), shape);
-  auto* q_data = static_cast<int8_t*>(q.mutable_data());
-  auto* scale_data = static_cast<float*>(scale.mutable_data());
+  const Codes codes(array);
   run([&](const tt_parallel* pool) {
-    return tt_quantize_int8(rows.data, dtype, rows.stride, rows.M, rows.K, q_data, rows.K,
-                            scale_data, pool);
+    return tt_quantize_int8(rows.data, dtype, rows.stride, rows.M, rows.K, codes.q_data, rows.K,
+                            codes.scale_data, pool);
   });
-  return py::make_tuple(q, scale);
+  return codes.tuple();
+}
+
+py::tuple rms_norm_quantize_int8(py::handle x, py::handle weight, double eps) {
+  constexpr const char* op = "rms_norm_quantize_int8";
+  const Array array(op, "x", x), factors(op, "weight", weight);
+  const tt_dtype dtype = array.expect_float(), weight_dtype = factors.expect_float();
+  const Rows rows(array);
+  factors.expect_rank(1);
+  if (factors.size(0) != rows.K) {
+    throw py::value_error(std::string(op) + ": expected weight [K=" + number(rows.K) + "], got " +
+                          factors.describe());
+  }
+  if (weight_dtype != dtype && weight_dtype != TT_F32) {
+    throw py::type_error(std::string(op) + ": expected weight of float32 or x's dtype for x " +
+                         array.describe() + ", got " + factors.describe());
+  }
+  const py::array memory = adjacent(factors.memory);
+  const Codes codes(array);
+  run([&](const tt_parallel* pool) {
+    return tt_rms_norm_quantize_int8(rows.data, dtype, rows.stride, memory.data(), weight_dtype,
+                                     float(eps), rows.M, rows.K, codes.q_data, rows.K,
+                                     codes.scale_data, pool);
+  });
+  return codes.tuple();
+}
+
+py::tuple silu_mul_quantize_int8(py::handle gate, py::handle up) {
+  constexpr const char* op = "silu_mul_quantize_int8";
+  const Array left(op, "gate", gate), right(op, "up", up);
+  const tt_dtype dtype = left.expect_float(), up_dtype = right.expect_float();
+  const Rows g(left), u(right);
+  if (up_dtype != dtype) {
+    throw py::type_error(std::string(op) + ": expected up of gate's dtype, " + left.describe() +
+                         ", got " + right.describe());
+  }
+  if (shape_with_last(right, u.K) != shape_with_last(left, g.K)) {
+    throw py::value_error(std::string(op) + ": expected up like gate, " + left.describe() +
+                          ", got " + right.describe());
+  }
+  const Codes codes(left);
+  run([&](const tt_parallel* pool) {
+    return tt_silu_mul_quantize_int8(g.data, g.stride, u.data, u.stride, dtype, g.M, g.K,
+                                     codes.q_data, g.K, codes.scale_data, pool);
+  });
+  return codes.tuple();
 }
 
 py::array int8_pack(py::handle b) {
@@ -75,7 +134,7 @@ py::array int8_unpack(py::handle packed, int64_t N, int64_t K) {
 
 py::object int8_mm(py::handle a, py::handle b, py::handle a_scale, py::handle b_scale,
                    py::handle bias, const std::string& activation, py::handle out_dtype,
-                   py::handle out) {
+                   py::handle out, py::handle out_scale) {
   constexpr const char* op = "int8_mm";
   const Array array(op, "a", a);
   array.expect_dtype(Dtype::kInt8);
@@ -88,7 +147,7 @@ py::object int8_mm(py::handle a, py::handle b, py::handle a_scale, py::handle b_
                           number(row_scale.N) + "]");
   }
   const Epilogue epilogue(op, scale, bias, activation, out_dtype, out, TT_F32,
-                          shape_with_last(array, scale.N));
+                          shape_with_last(array, scale.N), out_scale);
   const Weight weight(op, "b", b, scale.N, rows.K);
   epilogue.expect_no_alias("a", rows.memory);
   epilogue.expect_no_alias("a_scale", row_scale.memory);
@@ -101,7 +160,8 @@ py::object int8_mm(py::handle a, py::handle b, py::handle a_scale, py::handle b_
 }
 
 py::object int8_linear(py::handle x, py::handle weight, py::handle weight_scale, py::handle bias,
-                       const std::string& activation, py::handle out_dtype, py::handle out) {
+                       const std::string& activation, py::handle out_dtype, py::handle out,
+                       py::handle out_scale) {
   constexpr const char* op = "int8_linear";
   const Array array(op, "x", x);
   const tt_dtype dtype = array.expect_float();
@@ -109,7 +169,7 @@ py::object int8_linear(py::handle x, py::handle weight, py::handle weight_scale,
   expect_exact(op, rows.K);
   const Scale scale(op, "weight_scale", weight_scale);
   const Epilogue epilogue(op, scale, bias, activation, out_dtype, out, dtype,
-                          shape_with_last(array, scale.N));
+                          shape_with_last(array, scale.N), out_scale);
   const Weight packed(op, "weight", weight, scale.N, rows.K);
   epilogue.expect_no_alias("x", rows.memory);
   epilogue.expect_no_alias("weight", packed.memory);
@@ -207,6 +267,8 @@ PYBIND11_MODULE(_numpy, m, pybind11::mod_gil_not_used()) {
   using namespace trimtab;
   m.doc() = "trimtab's kernels on NumPy and DLPack arrays; see trimtab.numpy";
   m.def("quantize_int8", &quantize_int8);
+  m.def("rms_norm_quantize_int8", &rms_norm_quantize_int8);
+  m.def("silu_mul_quantize_int8", &silu_mul_quantize_int8);
   m.def("int8_pack", &int8_pack);
   m.def("int8_unpack", &int8_unpack);
   m.def("int8_mm", &int8_mm);

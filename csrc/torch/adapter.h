@@ -38,6 +38,12 @@ void check_status(tt_status status);
 // "[2, 3] bfloat16", for messages.
 std::string describe(const Tensor& tensor);
 
+// "int8", for messages.
+const char* dtype_name(ScalarType dtype);
+
+// float32, bfloat16 or float16
+bool is_float(ScalarType dtype);
+
 // The dtype as ours; throws "<op>: expected <name> of float32, bfloat16 or float16, got ...".
 tt_dtype float_dtype(const char* op, const char* name, const Tensor& tensor);
 

@@ -11,6 +11,7 @@ struct EpilogueArgs {
   std::optional<Tensor> bias; // [N]
   tt_dtype bias_dtype = TT_F32;
   tt_activation activation;
+  std::optional<Tensor> out_scale;  // [1], for int8 out
   int64_t N;
   Place place;
 
@@ -38,6 +39,22 @@ struct EpilogueArgs {
              activation_code);
   }
 
+  // Takes the scale of an int8 out: throws unless out is int8 with one, or a float without.
+  void take_out_scale(const char* op, ScalarType out_dtype, const std::optional<Tensor>& value) {
+    const bool int8 = out_dtype == ScalarType::Char;
+    TT_CHECK(int8 || is_float(out_dtype), op,
+             ": expected out of float32, bfloat16 or float16, or of int8 with out_scale, got ",
+             dtype_name(out_dtype));
+    TT_CHECK(int8 || !value, op, ": expected out_scale with int8 out alone, got one with ",
+             dtype_name(out_dtype));
+    TT_CHECK(!int8 || value, op, ": expected out_scale [1] float32 for int8 out, got None");
+    out_scale = value;
+    if (!int8) return;
+    TT_CHECK(value->scalar_type() == ScalarType::Float && value->dim() == 1 && value->numel() == 1,
+             op, ": expected out_scale [1] float32, got ", describe(*value));
+    check_place(op, "out_scale", *value, place);
+  }
+
   // For an output whose dtype was checked: rows of N adjacent elements.
   tt_epilogue into(const Tensor& out) const {
     return {static_cast<const float*>(scale.const_data_ptr()),
@@ -46,7 +63,8 @@ struct EpilogueArgs {
             activation,
             out.mutable_data_ptr(),
             N,
-            float_dtype("epilogue", "out", out)};
+            out_scale ? TT_I8 : float_dtype("epilogue", "out", out),
+            out_scale ? static_cast<const float*>(out_scale->const_data_ptr()) : nullptr};
   }
 };
 

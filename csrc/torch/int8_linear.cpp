@@ -1,4 +1,5 @@
-// out [..., N] = int8_linear(x [..., K], weight packed or [N, K] int8, weight_scale [N], bias [N])
+// out [..., N] = int8_linear(x [..., K], weight packed or [N, K] int8, weight_scale [N], bias [N]);
+// int8 out has out_scale [1]
 //
 // The overload "inference" is the same function without an autograd rule: a Python rule would cost more
 // than a small product, so the layers call this one where no gradient can be asked for. "triton" is the
@@ -42,10 +43,12 @@ struct Call {
   EpilogueArgs epilogue;
 
   Call(const Tensor& x, const Tensor& weight, const Tensor& weight_scale,
-       const std::optional<Tensor>& bias, int64_t activation)
+       const std::optional<Tensor>& bias, int64_t activation, ScalarType out_dtype,
+       const std::optional<Tensor>& out_scale)
       : place(checked_place(x)),
         epilogue(kOp, "weight_scale", weight_scale, bias, activation, place) {
     check_tensor(kOp, "weight", weight, ScalarType::Char, -1, place);
+    epilogue.take_out_scale(kOp, out_dtype, out_scale);
   }
 
   static Place checked_place(const Tensor& x) {
@@ -63,33 +66,33 @@ struct Call {
 
 Tensor triton(const Tensor& x, const Tensor& weight, const Tensor& weight_scale,
               const std::optional<Tensor>& bias, int64_t activation,
-              std::optional<ScalarType> out_dtype) {
+              std::optional<ScalarType> out_dtype, const std::optional<Tensor>& out_scale) {
   const auto results = call_overload("trimtab::int8_linear", "triton", x, weight, weight_scale,
-                                     bias, activation, out_dtype);
+                                     bias, activation, out_dtype, out_scale);
   return torch::stable::detail::to<Tensor>(results[0]);
 }
 
 Tensor int8_linear(const Tensor& x, const Tensor& weight, const Tensor& weight_scale,
                    std::optional<Tensor> bias, int64_t activation,
-                   std::optional<ScalarType> out_dtype) {
-  const Call call(x, weight, weight_scale, bias, activation);
-  if (call.triton()) return triton(x, weight, weight_scale, bias, activation, out_dtype);
-  const Tensor out = empty_rows(x, call.epilogue.N, out_dtype.value_or(x.scalar_type()));
-  float_dtype(kOp, "out", out);
+                   std::optional<ScalarType> out_dtype, std::optional<Tensor> out_scale) {
+  const ScalarType dtype = out_dtype.value_or(x.scalar_type());
+  const Call call(x, weight, weight_scale, bias, activation, dtype, out_scale);
+  if (call.triton()) return triton(x, weight, weight_scale, bias, activation, dtype, out_scale);
+  const Tensor out = empty_rows(x, call.epilogue.N, dtype);
   call.run(x, weight, out);
   return out;
 }
 
 void int8_linear_out(const Tensor& x, const Tensor& weight, const Tensor& weight_scale,
-                     std::optional<Tensor> bias, int64_t activation, Tensor out) {
-  const Call call(x, weight, weight_scale, bias, activation);
+                     std::optional<Tensor> bias, int64_t activation,
+                     std::optional<Tensor> out_scale, Tensor out) {
+  const ScalarType dtype = out.scalar_type();
+  const Call call(x, weight, weight_scale, bias, activation, dtype, out_scale);
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = call.epilogue.N;
-  const ScalarType dtype = out.scalar_type();
-  float_dtype(kOp, "out", out);
   check_out(kOp, "out", out, dtype, sizes.data(), int64_t(sizes.size()), call.place);
   if (call.triton()) {
-    torch::stable::copy_(out, triton(x, weight, weight_scale, bias, activation, dtype));
+    torch::stable::copy_(out, triton(x, weight, weight_scale, bias, activation, dtype, out_scale));
     return;
   }
   call.run(x, weight, out);
@@ -100,16 +103,16 @@ void int8_linear_out(const Tensor& x, const Tensor& weight, const Tensor& weight
 TT_OPS(m) {
   m.def(
       "int8_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias=None, "
-      "int activation=0, ScalarType? out_dtype=None) -> Tensor");
+      "int activation=0, ScalarType? out_dtype=None, Tensor? out_scale=None) -> Tensor");
   m.def(
       "int8_linear.inference(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias=None, "
-      "int activation=0, ScalarType? out_dtype=None) -> Tensor");
+      "int activation=0, ScalarType? out_dtype=None, Tensor? out_scale=None) -> Tensor");
   m.def(
       "int8_linear.triton(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias=None, "
-      "int activation=0, ScalarType? out_dtype=None) -> Tensor");
+      "int activation=0, ScalarType? out_dtype=None, Tensor? out_scale=None) -> Tensor");
   m.def(
       "int8_linear.out(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias=None, "
-      "int activation=0, *, Tensor(a!) out) -> ()");
+      "int activation=0, Tensor? out_scale=None, *, Tensor(a!) out) -> ()");
 }
 
 TT_CPU_OPS(m) {

@@ -91,13 +91,15 @@ Tensor int8_weight_mm(const Tensor& x, const Tensor& weight, const Tensor& weigh
                       std::optional<int64_t> group_size, int64_t activation,
                       std::optional<ScalarType> out_dtype) {
   const Call call(x, weight_scale, zero_point, bias, group_size, activation);
+  const ScalarType dtype = out_dtype.value_or(x.scalar_type());
+  TT_CHECK(is_float(dtype), kOp, ": expected out of float32, bfloat16 or float16, got ",
+           dtype_name(dtype));
   if (const char* overload = call.elsewhere(x)) {
     const auto results = call_overload("trimtab::int8_weight_mm", overload, x, weight, weight_scale,
                                        zero_point, bias, group_size, activation, out_dtype);
     return torch::stable::detail::to<Tensor>(results[0]);
   }
-  const Tensor out = empty_rows(x, call.epilogue.N, out_dtype.value_or(x.scalar_type()));
-  float_dtype(kOp, "out", out);
+  const Tensor out = empty_rows(x, call.epilogue.N, dtype);
   call.run(x, weight, out);
   return out;
 }

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 
 def quantize_int8(x: Any) -> tuple[np.ndarray, np.ndarray]: ...
+def rms_norm_quantize_int8(x: Any, weight: Any, eps: float) -> tuple[np.ndarray, np.ndarray]: ...
+def silu_mul_quantize_int8(gate: Any, up: Any) -> tuple[np.ndarray, np.ndarray]: ...
 def int8_pack(b: Any) -> np.ndarray: ...
 def int8_unpack(packed: Any, N: int, K: int) -> np.ndarray: ...
 def int8_mm(
@@ -16,6 +18,7 @@ def int8_mm(
     activation: str,
     out_dtype: Any | None,
     out: Any | None,
+    out_scale: Any | None,
 ) -> Any: ...
 def int8_linear(
     x: Any,
@@ -25,6 +28,7 @@ def int8_linear(
     activation: str,
     out_dtype: Any | None,
     out: Any | None,
+    out_scale: Any | None,
 ) -> Any: ...
 def int8_weight_mm(
     x: Any,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .demo import Result, Row
+    from .demo_training import Training
 
 COLUMNS: list[tuple[str, str, Callable[[Row], str]]] = [
     ("model", "<", lambda r: r.name),
@@ -21,6 +23,21 @@ COLUMNS: list[tuple[str, str, Callable[[Row], str]]] = [
     ("same nearest", ">", lambda r: f"{100 * r.nearest_agreement:.1f} %"),
 ]
 
+TRAINING: list[tuple[str, str, Callable[[Training], str]]] = [
+    ("model", "<", lambda t: t.model),
+    ("optimizer", "<", lambda t: t.name),
+    ("step µs", ">", lambda t: f"{t.step_us:.0f}"),
+    ("p20-p80", ">", lambda t: f"{t.step_p20:.0f}-{t.step_p80:.0f}"),
+    ("weights + state MB", ">", lambda t: f"{t.bytes / 1e6:.2f}"),
+    ("last loss", ">", lambda t: f"{smooth(t.losses)[-1]:.4f}"),
+    ("accuracy", ">", lambda t: f"{100 * t.accuracy:.1f} %"),
+    ("bits as torch", ">", lambda t: "all" if t.same_bits else "no"),
+]
+TRAINING_NOTE = (
+    "step: the optimizer alone, median; last loss: mean of the last ten; accuracy: on 1,000 digits "
+    "kept aside; bits as torch: every loss and final weight"
+)
+
 INK, GRID, PLAIN, OURS = "#1d2733", "#dde3ea", "#9fb0c3", "#d9622b"
 
 
@@ -30,21 +47,44 @@ def title(result: Result) -> str:
 
 def table(result: Result) -> str:
     """The result as plain text."""
-    cells = [[name for name, _, _ in COLUMNS]]
-    cells += [[show(row) for _, _, show in COLUMNS] for row in result.rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
-    lines = [
-        "  ".join(
-            f"{text:{align}{width}}" for text, width, (_, align, _) in zip(line, widths, COLUMNS)
-        )
-        for line in cells
-    ]
-    lines.insert(1, "-" * len(lines[0]))
     about = f"{result.environment['machine']}; median of {result.rounds} interleaved rounds"
     note = (
         "cos: cosine to the fp32 embedding; same nearest: texts whose nearest other text is fp32's"
     )
-    return "\n".join(["", f"{title(result)} ({about})", "", *lines, "", note, ""])
+    text = ["", f"{title(result)} ({about})", "", *columns(COLUMNS, result.rows), "", note, ""]
+    text += [training_title(result), "", *columns(TRAINING, result.training), "", TRAINING_NOTE, ""]
+    return "\n".join(text)
+
+
+def training_title(result: Result) -> str:
+    steps = sorted({len(t.losses) for t in result.training})
+    return f"4,000 MNIST digits, {' and '.join(map(str, steps))} steps with batches of 64"
+
+
+def columns(wanted: list[Any], rows: list[Any]) -> list[str]:
+    """Lines of plain text: a head, a rule, a line a row."""
+    cells = [[name for name, _, _ in wanted]]
+    cells += [[show(row) for _, _, show in wanted] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(wanted))]
+    lines = [
+        "  ".join(
+            f"{text:{align}{width}}" for text, width, (_, align, _) in zip(line, widths, wanted)
+        )
+        for line in cells
+    ]
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]
+
+
+def html_table(wanted: list[Any], rows: list[Any]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name, _, _ in wanted)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(show(row))}</td>" for _, _, show in wanted) + "</tr>\n"
+        for row in rows
+    )
+    return (
+        f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n'
+        "</table></div>"
+    )
 
 
 def page(result: Result) -> str:
@@ -64,11 +104,8 @@ def page(result: Result) -> str:
         bars(result, "Weights resident in memory, MB", lambda r: r.weight_bytes / 1e6, "{:.1f}"),
         dots(result),
     ]
-    head = "".join(f"<th>{escape(name)}</th>" for name, _, _ in COLUMNS)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(show(row))}</td>" for _, _, show in COLUMNS) + "</tr>\n"
-        for row in result.rows
-    )
+    names = list(dict.fromkeys(t.model for t in result.training))
+    learned = [curves(name, [t for t in result.training if t.model == name]) for name in names]
     footer = " · ".join(f"{escape(k)} {escape(v)}" for k, v in result.environment.items())
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -80,6 +117,7 @@ def page(result: Result) -> str:
 body {{ font: 16px/1.5 system-ui, sans-serif; color: {INK}; background: #fff; max-width: 60rem;
   margin: 2rem auto; padding: 0 1rem; }}
 h1 {{ font-size: 1.5rem; margin-bottom: 0; }}
+h2 {{ font-size: 1.25rem; margin: 2.5rem 0 0; }}
 figure {{ margin: 1.5rem 0; }}
 svg {{ width: 100%; height: auto; font: 14px system-ui, sans-serif; }}
 .wide {{ overflow-x: auto; }}
@@ -94,14 +132,15 @@ footer {{ margin-top: 2rem; font-size: .8rem; color: #5b6b7c; }}
 <h1>{escape(title(result))}</h1>
 <p>{lead}</p>
 {"".join(f"<figure>{chart}</figure>" for chart in charts)}
-<div class="wide"><table>
-<thead><tr>{head}</tr></thead>
-<tbody>
-{body}</tbody>
-</table></div>
+{html_table(COLUMNS, result.rows)}
 <p>Latency is the median of {result.rounds} interleaved rounds, with the 20th and 80th percentile.
 "cos" is the cosine of a text's embedding to its fp32 embedding, "same nearest" the share of texts
 whose nearest other text is the one fp32 finds. Texts: Python's language reference, from pydoc.</p>
+<h2>{escape(training_title(result))}</h2>
+{"".join(f"<figure>{curve}</figure>" for curve in learned)}
+{html_table(TRAINING, result.training)}
+<p>{escape(TRAINING_NOTE)}. All variants of a model start from the same weights, see the same batches
+and take turns. Bytes are those of the parameters and the optimizer's state.</p>
 <footer>{footer}</footer>
 </body>
 </html>
@@ -181,3 +220,49 @@ def dots(result: Result) -> str:
         label = f"{row.cosine_min:.4f}"
         marks.append(f'<text x="{WIDTH - RIGHT + 14}" y="{y + 5}">{label}</text>')
     return chart(result, "Cosine to fp32: mean (filled) and minimum (open, and its figure)", marks)
+
+
+# A line each: color and width. The second lies on the first where their bits are equal.
+STROKES = ((PLAIN, 7), (OURS, 2), ("#2b7fd9", 2), ("#3a9a5b", 2))
+
+
+def smooth(losses: Sequence[float], window: int = 10) -> list[float]:
+    """Mean of each loss and those before it, at most ``window`` of them."""
+    parts = (losses[max(0, i - window + 1) : i + 1] for i in range(len(losses)))
+    return [sum(part) / len(part) for part in parts]
+
+
+def curves(name: str, runs: list[Training]) -> str:
+    """Training loss over steps, the loss on a logarithmic axis."""
+    lines = [smooth(run.losses) for run in runs]
+    values = [v for line in lines for v in line if 0 < v < math.inf]
+    low, high = math.log10(min(values, default=1.0)), math.log10(max(values, default=10.0))
+    left, right, top, height = 60, 690, 34, 250
+    scale = height / max(high - low, 1e-3)
+    step = (right - left) / max(len(runs[0].losses) - 1, 1)
+    marks = []
+    for tick in (c * 10.0**e for e in range(-6, 6) for c in (1, 2, 5)):
+        if low <= math.log10(tick) <= high:
+            y = top + (high - math.log10(tick)) * scale
+            marks.append(f'<path d="M{left} {y:.1f}H{right}" stroke="{GRID}"/>')
+            marks.append(f'<text x="{left - 8}" y="{y + 5:.1f}" text-anchor="end">{tick:g}</text>')
+    for i, (run, line, (ink, width)) in enumerate(zip(runs, lines, STROKES)):
+        points = " ".join(
+            f"{left + k * step:.1f},{top + (high - math.log10(v)) * scale:.1f}"
+            for k, v in enumerate(line)
+            if 0 < v < math.inf
+        )
+        look = f'stroke="{ink}" stroke-width="{width}" fill="none"'
+        marks.append(f'<polyline points="{points}" {look} stroke-linejoin="round"/>')
+        y = top + 12 + 24 * i
+        marks.append(f'<path d="M{right + 14} {y}h20" {look}/>')
+        marks.append(f'<text x="{right + 42}" y="{y + 5}">{escape(run.name)}</text>')
+    heading = f"{name}: training loss, mean of ten steps"
+    steps = (
+        f'<text x="{right}" y="{top + height + 20}" text-anchor="end">step {len(lines[0])}</text>'
+    )
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {top + height + 28}" role="img" aria-label="{escape(heading)}" '
+        f'fill="{INK}"><text x="0" y="18" font-weight="600">{escape(heading)}</text>'
+        f"{''.join(marks)}{steps}</svg>"
+    )

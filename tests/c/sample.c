@@ -7,6 +7,7 @@
 #include <string.h>
 #include <trimtab/int8_linear.h>
 #include <trimtab/int8_pack.h>
+#include <trimtab/int8_weight_mm.h>
 #include <trimtab/quantize_int8.h>
 
 enum { M = 2, N = 3, K = 5 };
@@ -29,7 +30,7 @@ static void run_layer(const int8_t* packed, const tt_parallel* pool) {
   const float weight_scale[N] = {1, 0.5f, 2}, bias[N] = {0, 10, -1};
   const float expected[M][N] = {{127 - 5, 0.5f * 5 + 10, 0}, {0, 0.5f * 127 + 10, 2 * 8 - 1}};
   float out[M][N];
-  const tt_epilogue epilogue = {weight_scale, bias, TT_F32, TT_ACT_RELU, out, N, TT_F32};
+  const tt_epilogue epilogue = {weight_scale, bias, TT_F32, TT_ACT_RELU, out, N, TT_F32, NULL};
   int m, n;
 
   expect("int8_linear", tt_int8_linear(x, TT_F32, K, packed, M, N, K, &epilogue, pool), TT_OK, "");
@@ -47,7 +48,7 @@ static void run_layer(const int8_t* packed, const tt_parallel* pool) {
 static void show_errors(int8_t* packed, const tt_parallel* pool) {
   float x[K] = {0}, scale[N] = {1, 1, 1}, out[N] = {42, 42, 42};
   int8_t q[K];
-  tt_epilogue epilogue = {scale, NULL, TT_F32, TT_ACT_NONE, out, N, TT_F32};
+  tt_epilogue epilogue = {scale, NULL, TT_F32, TT_ACT_NONE, out, N, TT_F32, NULL};
   tt_isa isa;
 
   expect("wrong dtype", tt_quantize_int8(x, (tt_dtype)9, K, 1, K, q, K, scale, pool),
@@ -64,6 +65,20 @@ static void show_errors(int8_t* packed, const tt_parallel* pool) {
   epilogue.activation = (tt_activation)77;
   expect("no such activation", tt_int8_linear(x, TT_F32, K, packed, 1, N, K, &epilogue, pool),
          TT_INVALID_ARGUMENT, "int8_linear: unknown activation 77");
+  epilogue.activation = TT_ACT_NONE;
+  epilogue.out_dtype = TT_I8;
+  expect("int8 out without its scale",
+         tt_int8_linear(x, TT_F32, K, packed, 1, N, K, &epilogue, pool), TT_INVALID_ARGUMENT,
+         "int8_linear: expected out_scale for int8 out, got NULL");
+  epilogue.out_dtype = TT_F32;
+  epilogue.out_scale = scale;
+  expect("float out with a scale", tt_int8_linear(x, TT_F32, K, packed, 1, N, K, &epilogue, pool),
+         TT_INVALID_ARGUMENT, "int8_linear: expected out_scale NULL where out is not int8");
+  epilogue.out_dtype = TT_I8;
+  expect("an op without int8 out",
+         tt_int8_weight_mm(x, TT_F32, K, packed, K, NULL, 1, N, K, &epilogue, pool),
+         TT_INVALID_ARGUMENT,
+         "int8_weight_mm: expected out of float32, bfloat16 or float16, got int8");
   expect("no such instruction set", tt_set_isa("mmx"), TT_INVALID_ARGUMENT, "got \"mmx\"");
   if (out[0] != 42 || out[N - 1] != 42) {
     puts("  an output was written in spite of the error");

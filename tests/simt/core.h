@@ -1,13 +1,14 @@
 // The SIMT machine: runs kernels of csrc/cuda, compiled by the host's compiler, on one CPU thread. Every
 // CUDA thread is a fiber, and whatever CUDA leaves open is decided against the kernel:
 //
-//   - which thread runs next, and which block, is drawn by a seed;
+//   - which thread runs next, and which block, is drawn by a seed; now and then a warp is so slow that it
+//     runs only where nothing else can;
 //   - asynchronous work (cp.async, TMA, wgmma) is done at the last legal moment, at once, or somewhere
 //     between (Policy), so that a missing wait and a stage reused too early both change bits;
 //   - shared memory, stacks and registers start as garbage;
 //   - global memory is what the test registered, to the byte.
 //
-// All blocks of a cluster run at the same time, clusters one after another. What a kernel does wrong in a
+// All blocks of a cluster run at the same time, and up to three clusters, as drawn. What a kernel does wrong in a
 // way that can be seen is a fault: the launch ends and its launcher returns TT_CUDA_ERROR with the op,
 // block, thread and line.
 //
@@ -99,6 +100,7 @@ struct Thread {
   uint3 index{};
   unsigned rank = 0, lane = 0, warp = 0;  // rank = x + blockDim.x * (y + blockDim.y * z)
   bool exited = false;
+  bool slow = false;  // of the warp that waits for all others
   uint64_t arrived_in[16] = {};  // the last phase of each of the block's barriers
   const char* waits_for = nullptr;  // while it waits, and at which line
   Where where;
@@ -151,7 +153,7 @@ struct Machine {
   uint64_t launches = 0;
   std::function<void()> body;
   std::string message;  // of the fault
-  // of the cluster
+  // of the clusters that run
   std::vector<Thread*> runnable, polling;
   std::vector<Work> work;
   unsigned live = 0;
@@ -249,6 +251,22 @@ inline bool poll(size_t i) {
   return true;
 }
 
+// Puts a thread that is not slow at the end of the runnable ones if any can run, if need be after a piece of
+// asynchronous work: engines do not wait for a slow warp.
+inline void pass_by_slow() {
+  std::vector<Thread*>& runnable = machine.runnable;
+  while (true) {
+    for (size_t i = runnable.size(); i-- > 0;)
+      if (!runnable[i]->slow) return std::swap(runnable[i], runnable.back());
+    bool woken = false;
+    for (size_t i = machine.polling.size(); i-- > 0;)
+      if (!machine.polling[i]->slow) woken |= poll(i);
+    if (woken) continue;
+    if (machine.work.empty()) return;
+    run_some_work();
+  }
+}
+
 // The next thread to run; null where none can. Drawn, or the one that became runnable last: then a warp
 // runs far ahead of the others, until it has to wait. Now and then waits end and work is done while other
 // threads could still go on.
@@ -259,6 +277,7 @@ inline Thread* next_thread() {
   if (runnable.empty()) return nullptr;
   if (one_in(machine.drawn))
     std::swap(runnable[random_below(unsigned(runnable.size()))], runnable.back());
+  if (runnable.back()->slow) pass_by_slow();
   Thread* t = runnable.back();
   runnable.pop_back();
   return t;

@@ -2,7 +2,7 @@
 // address sanitizer and with kernels that were spoiled on purpose.
 //
 //   driver op arch calls seed mutant
-//     op      one of kChecks, or all in turn          arch    80, 90, or 0 for both in turn
+//     op      how the names of kChecks begin, or all          arch    80, 90, or 0 for both in turn
 //     mutant  the fault that is switched on; 0: none
 //
 // Ends with 1 and a sentence at the first wrong result or fault.
@@ -164,6 +164,19 @@ void check_int8_mm(const Shape& s) {
   check_product(s, a.data(), s.stride, a_scale.data(), w, out, "int8_mm is wrong");
 }
 
+// Few outputs on many multiprocessors: K is shared out among blocks.
+void check_int8_mm_split(const Shape& any) {
+  Shape s = {17 + any.M % 30, 1 + any.N % 70, 1024 + any.K % 1500, 0};
+  s.stride = (s.K + 15) / 16 * 16;
+  check_int8_mm(s);
+}
+
+void check_int8_mm_small(const Shape& any) {
+  Shape s = any;
+  s.M = 1 + any.M % 16;
+  check_int8_mm(s);
+}
+
 void check_int8_linear(const Shape& s) {
   Array<float> x(s.M * s.K), out(s.M * s.N, true);
   Array<int8_t> space(tt_int8_linear_cuda_workspace(s.M, s.N, s.K), true);
@@ -225,19 +238,27 @@ struct Check {
   const char* op;
   void (*run)(const Shape&);
   int64_t most;  // rows and columns; a sixteenth of K
+  int sm_count = 3;
 };
 
 constexpr Check kChecks[] = {{"quantize_int8", check_quantize, 300},
                              {"int8_mm", check_int8_mm, 250},
+                             {"int8_mm_split", check_int8_mm_split, 250, 40},
+                             {"int8_mm_small", check_int8_mm_small, 250},
                              {"int8_linear", check_int8_linear, 250},
                              {"int8_weight_mm", check_int8_weight_mm, 64},
                              {"product", check_selftest, 100}};
 constexpr int kChecksCount = sizeof kChecks / sizeof kChecks[0];
 
+// Those whose name begins with op take turns; all of them do for "all".
 const Check& find(const char* op, int64_t call) {
+  const size_t length = std::strcmp(op, "all") == 0 ? 0 : std::strlen(op);
+  const Check* found[kChecksCount];
+  int count = 0;
   for (const Check& check : kChecks)
-    if (std::strcmp(op, check.op) == 0) return check;
-  return kChecks[call % kChecksCount];
+    if (std::strncmp(op, check.op, length) == 0) found[count++] = &check;
+  if (count == 0) std::printf("driver: no op %s\n", op), std::exit(2);
+  return *found[call % count];
 }
 
 }  // namespace
@@ -251,8 +272,9 @@ int main(int count, char** arguments) {
   simt_mutate(std::atoi(arguments[5]));
   for (int64_t call = 0; call < calls; ++call) {
     const Check& check = find(arguments[1], call);
+    const int in_turn = call / kChecksCount % 2 == 0 ? 80 : 90;
     simt_clear();
-    simt_configure(chance(), arch != 0 ? arch : call / kChecksCount % 2 == 0 ? 80 : 90, 3, -1);
+    simt_configure(chance(), arch != 0 ? arch : in_turn, check.sm_count, -1);
     check.run(shape(check.most));
   }
 }

@@ -9,6 +9,8 @@ inline int shared_limit(int arch) {
   return arch >= 120 ? 99 * 1024 : arch >= 90 ? 227 * 1024 : arch > 80 ? 99 * 1024 : 163 * 1024;
 }
 
+constexpr unsigned kThreadsAtOnce = 1536;  // of clusters beside each other
+
 // What a fiber runs. It never returns.
 inline void thread_main() {
   entered(machine.scheduler);
@@ -30,7 +32,7 @@ inline void start_thread(Thread& t, Block& block, unsigned rank, unsigned color)
   t.block = &block;
   t.index = {rank % size.x, rank / size.x % size.y, rank / size.x / size.y};
   t.rank = rank, t.lane = rank % 32, t.warp = rank / 32;
-  t.exited = false, t.waits_for = nullptr, t.ready = nullptr;
+  t.exited = t.slow = false, t.waits_for = nullptr, t.ready = nullptr;
   std::fill(std::begin(t.arrived_in), std::end(t.arrived_in), 0);
   t.copies.clear(), t.groups = 0;
   t.at_exit.clear(), t.extension.reset();
@@ -52,28 +54,28 @@ inline void start_block(Block& b, Cluster& cluster, unsigned rank, uint3 index, 
 }
 
 // Says who waits for what, a line of the kernel after the other.
-inline std::string deadlock(const Cluster& cluster) {
+inline std::string deadlock(unsigned threads) {
   std::string text = "deadlock:";
   std::vector<std::pair<Where, unsigned>> seen;
-  for (const Block* b : cluster.blocks)
-    for (const Thread* t : b->threads) {
-      if (t->exited) continue;
-      const auto at = std::find_if(seen.begin(), seen.end(),
-                                   [&](const auto& s) { return s.first == t->where; });
-      if (at != seen.end()) {
-        ++at->second;
-        continue;
-      }
-      seen.push_back({t->where, 1});
-      text += " " + name(*t) + " waits for " + t->waits_for + " at " + name(t->where) + ";";
+  for (unsigned i = 0; i < threads; ++i) {
+    const Thread* t = machine.threads[i].get();
+    if (t->exited) continue;
+    const auto at =
+        std::find_if(seen.begin(), seen.end(), [&](const auto& s) { return s.first == t->where; });
+    if (at != seen.end()) {
+      ++at->second;
+      continue;
     }
+    seen.push_back({t->where, 1});
+    text += " " + name(*t) + " waits for " + t->waits_for + " at " + name(t->where) + ";";
+  }
   for (const auto& [where, count] : seen)
     text += " " + std::to_string(count) + " at " + name(where);
   return text;
 }
 
-// Until all threads of the cluster have exited.
-inline void run_threads(const Cluster& cluster) {
+// Until the first `threads` of the machine's, those of `blocks` blocks, have exited.
+inline void run_threads(unsigned threads, unsigned blocks) {
   while (true) {
     if (Thread* t = next_thread()) {
       machine.running = t;
@@ -85,7 +87,7 @@ inline void run_threads(const Cluster& cluster) {
     bool woken = false;
     for (size_t i = machine.polling.size(); i-- > 0;) woken |= poll(i);
     if (woken) continue;
-    if (machine.work.empty()) leave(deadlock(cluster));
+    if (machine.work.empty()) leave(deadlock(threads));
     run_some_work();
   }
   if (!machine.work.empty()) {
@@ -93,33 +95,43 @@ inline void run_threads(const Cluster& cluster) {
     leave("asynchronous work that no one waited for when the block ended, issued by " +
           name(*current));
   }
-  for (Block* b : cluster.blocks)
+  for (unsigned i = 0; i < blocks; ++i) {
+    Block* b = machine.blocks[i].get();
     if (b->memory.overrun()) {
       current = b->threads.front();
       leave("shared memory written beyond its " + std::to_string(b->shared_bytes) + " bytes by " +
             name(*current));
     }
+  }
 }
 
-// Blocks number * size .. + size - 1 along x of the grid, at the same time.
-inline void run_cluster(unsigned number, unsigned size, unsigned threads, int shared_bytes) {
-  Cluster cluster;
+// Some clusters of `size` blocks at the same time: numbers[i] is blocks numbers[i] * size .. + size - 1 along x
+// of the grid.
+inline void run_clusters(const std::vector<unsigned>& numbers, unsigned size, unsigned threads,
+                         int shared_bytes) {
+  std::vector<Cluster> clusters(numbers.size());
+  const unsigned blocks = unsigned(numbers.size()) * size;
   machine.runnable.clear(), machine.polling.clear(), machine.work.clear();
-  machine.live = size * threads;
-  while (machine.blocks.size() < size) machine.blocks.push_back(std::make_unique<Block>());
+  machine.live = blocks * threads;
+  while (machine.blocks.size() < blocks) machine.blocks.push_back(std::make_unique<Block>());
   while (machine.threads.size() < machine.live)
     machine.threads.push_back(std::make_unique<Thread>());
   const unsigned across = gridDim.x / size;
-  for (unsigned rank = 0; rank < size; ++rank) {
-    Block& block = *machine.blocks[rank];
+  for (unsigned at = 0; at < blocks; ++at) {
+    Block& block = *machine.blocks[at];
+    const unsigned number = numbers[at / size], rank = at % size;
     const uint3 index = {number % across * size + rank, number / across % gridDim.y,
                          number / across / gridDim.y};
-    start_block(block, cluster, rank, index, shared_bytes);
+    start_block(block, clusters[at / size], rank, index, shared_bytes);
     for (unsigned i = 0; i < threads; ++i)
-      start_thread(*machine.threads[rank * threads + i], block, i, rank * threads + i);
+      start_thread(*machine.threads[at * threads + i], block, i, at * threads + i);
+  }
+  if (one_in(2)) {
+    const Thread& one = *machine.runnable[random_below(machine.live)];
+    for (Thread* t : machine.runnable) t->slow = t->block == one.block && t->warp == one.warp;
   }
   shuffle(machine.runnable);
-  run_threads(cluster);
+  run_threads(blocks * threads, blocks);
 }
 
 // What the driver would refuse.
@@ -166,7 +178,14 @@ tt_status launch(const char* op, const Shape& shape, tt_stream /*stream*/, const
   const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
   tt_status status = TT_OK;
   try {
-    for (unsigned number : order) run_cluster(number, size, threads, shape.shared_bytes);
+    for (size_t first = 0; first < order.size();) {
+      const size_t most =
+          std::max(1u, std::min(1 + random_below(3), kThreadsAtOnce / (size * threads)));
+      const size_t end = std::min(first + most, order.size());
+      run_clusters({order.begin() + long(first), order.begin() + long(end)}, size, threads,
+                   shape.shared_bytes);
+      first = end;
+    }
   } catch (const Fault&) {
     status = trimtab::set_error(TT_CUDA_ERROR, "%s: %s", op, machine.message.c_str());
   }

@@ -81,6 +81,14 @@ def cuda():
         same(ops.int8_mm.default(q, b, q_scale, scale, bias, 4, torch.float32), want)
         ops.int8_mm.out(q, b, q_scale, scale, bias, 4, out=out.zero_())
         same(out, want)
+        code_scale = torch.tensor([0.1])
+        tail = {"out_dtype": "int8", "out_scale": code_scale.numpy()}
+        want = plain.int8_linear(*numpy(x, b, scale, bias), "silu", **tail)
+        same(ops.int8_linear.inference(x, b, scale, bias, 4, torch.int8, code_scale), want)
+        same(ops.int8_mm.default(q, b, q_scale, scale, bias, 4, torch.int8, code_scale), want)
+        codes = torch.zeros(M, N, dtype=torch.int8)
+        ops.int8_mm.out(q, b, q_scale, scale, bias, 4, code_scale, out=codes)
+        same(codes, want)
         want = plain.int8_weight_mm(*numpy(x, b, scale, None, bias), None, "relu")
         same(ops.int8_weight_mm.default(x, b, scale, None, bias, None, 1), want)
         ops.int8_weight_mm.out(x, b, scale, None, bias, None, 1, out=out.zero_())
@@ -115,7 +123,9 @@ def refusals():
         expect_error(
             "expected weight [N=5, K=20] int8 on a GPU, got its packed form", op, x, packed, scale
         )
+    codes = (x, b, scale, None, 0, torch.int8, code_scale := torch.ones(1))
     for name, far, op, args in (
+        ("out_scale", code_scale, ops.int8_linear.default, codes),
         ("weight", b, ops.int8_linear.default, (x, b, scale)),
         ("weight_scale", scale, ops.int8_linear.default, (x, b, scale)),
         ("weight", b, ops.int8_weight_mm.default, (x, b, scale)),
@@ -147,8 +157,13 @@ def triton():
     q, a_scale = torch.ones(3, 20, dtype=torch.int8), torch.rand(3)
 
     def answer(*args):
+        if torch.int8 in args:
+            assert args[-3:-1] == (2, torch.int8) and args[-1] is code_scale, args
+            return torch.full((3, 5), 9, dtype=torch.int8)
         assert args[-2:] == (2, torch.float16), args
         return torch.full((3, 5), 7, dtype=torch.float16)
+
+    code_scale = torch.ones(1)
 
     python_overload("quantize_int8", "triton", lambda x: (q, a_scale))
     for op in ("int8_mm", "int8_linear", "int8_weight_mm"):
@@ -167,7 +182,13 @@ def triton():
         assert torch.equal(op.default(*args, torch.float16), want)
         op.out(*args, out=out.zero_())
         assert torch.equal(out, want)
-    assert len(calls) == 8 and pretend.pretend_allocations() == 0
+    for op, args in ((ops.int8_mm, (q, b, a_scale, scale)), (ops.int8_linear, (x, b, scale))):
+        codes = op.default(*args, bias, 2, torch.int8, code_scale)
+        assert codes.dtype == torch.int8 and bool((codes == 9).all())
+        op.out(*args, bias, 2, code_scale, out=codes.zero_())
+        assert bool((codes == 9).all())
+        expect_error("expected out_scale [1] float32", op.default, *args, bias, 2, torch.int8)
+    assert len(calls) == 12 and pretend.pretend_allocations() == 0
 
 
 (triton if sys.argv[2:] == ["triton"] else cuda)()

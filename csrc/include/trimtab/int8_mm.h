@@ -1,7 +1,13 @@
 /* int8_mm: exact scaled product of int8 matrices with a fused epilogue (NUMERICS.md section 3).
  *
  *   t = float(sum_k a[m,k] * b[n,k]);  t = t * b_scale[n];  t = t * a_scale[m];
- *   t = t + bias[n];  out[m,n] = round(act(t))
+ *   t = t + bias[n];  t = act(t);  out[m,n] = round(t)
+ *
+ * or, as the int8 input of the next product, whose a_scale is out_scale in every row:
+ *
+ *   r = 1 / out_scale;  out[m,n] = clamp(rne(t * r), -127, 127), and 0 where t * r is NaN
+ *
+ * Inf clamps to +-127. out_scale is meant to be finite and above 0: nothing checks it.
  */
 #ifndef TRIMTAB_INT8_MM_H_
 #define TRIMTAB_INT8_MM_H_
@@ -23,6 +29,7 @@ typedef struct tt_epilogue {
   void* out; /* [M, N] of out_dtype, rows out_stride elements apart */
   int64_t out_stride;
   tt_dtype out_dtype;
+  const float* out_scale; /* [1], for out_dtype TT_I8; NULL for any other */
 } tt_epilogue;
 
 /* a [M, K] int8, rows a_stride apart;  b_packed from tt_int8_pack(b [N, K]);  a_scale [M] */

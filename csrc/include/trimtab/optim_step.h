@@ -32,6 +32,7 @@ typedef enum tt_rule {
   TT_RADAM = 5,   /* exp_avg, exp_avg_sq */
   TT_ADAMAX = 6,  /* exp_avg, exp_inf */
   TT_LION = 7,    /* exp_avg */
+  TT_LAMB = 8,    /* exp_avg, exp_avg_sq */
   TT_RULES
 } tt_rule;
 
@@ -41,6 +42,8 @@ typedef enum tt_optim_flag {
   TT_NESTEROV = 4,
   TT_DECOUPLED = 8, /* weight decay multiplies the parameter instead of entering the gradient */
   TT_CENTERED = 16,
+  TT_BIAS_CORRECTION = 32, /* LAMB: divide the averages by 1 - beta^t */
+  TT_ALWAYS_ADAPT = 64,    /* LAMB: without weight decay too */
 } tt_optim_flag;
 
 /* The hyper-parameters of a group of tensors, under torch's names; a rule ignores those it has not. */
@@ -52,6 +55,7 @@ typedef struct tt_optim_group {
   double momentum_decay;      /* NAdam */
   double l1;                  /* strength of the proximal shrinkage after the update; 0: none */
   int64_t flags;              /* tt_optim_flag, or-ed */
+  const float* lr_tensor;     /* CUDA: on the device, stands for lr; NULL: lr. The CPU takes lr */
 } tt_optim_group;
 
 /* One parameter. All arrays have numel elements in the same order; none overlaps another. */
@@ -87,9 +91,24 @@ typedef struct tt_optim_call {
   double ema_decay;
   float* norm; /* receives the norm before clipping, where it is computed; or NULL */
   int64_t* skipped; /* counted up when the step is skipped; or NULL */
+  const float* given_norm; /* clip as if this were the norm; NULL: compute it */
+  int32_t round_clipped; /* as clip_grad_norm_ does it: coefficient and clipped gradients rounded to
+                            the gradient's dtype; 0: they stay in fp32 on their way into the rule */
+  int32_t reserved;
 } tt_optim_call;
 
 TT_API tt_status tt_optim_step(const tt_optim_call* call, const tt_parallel* parallel);
+
+/* On CUDA (libtrimtab_cuda.so): tensors and groups are the host's, all else that the call points to is the
+ * device's. The kernels read tensors and groups from a table, which is made on the host and copied to the
+ * device, both aligned to 64 bytes; one table serves every step until a tensor or a group changes, or
+ * torch_tails. Step counts, grad_scale, found_inf and lr_tensor are read, and everything is decided, on the
+ * device; the bits are those of tt_optim_step. */
+TT_API tt_status tt_optim_step_sizes_cuda(const tt_optim_call* call, int64_t* table,
+                                          int64_t* workspace);
+TT_API tt_status tt_optim_step_table_cuda(const tt_optim_call* call, void* table);
+TT_API tt_status tt_optim_step_cuda(const tt_optim_call* call, const void* table, void* workspace,
+                                    tt_stream stream);
 
 #ifdef __cplusplus
 }

@@ -15,7 +15,7 @@ extern "C" {
 #endif
 
 /* Raised by one whenever a struct or a function below changes its meaning. */
-#define TT_ABI_VERSION 1
+#define TT_ABI_VERSION 2
 
 typedef enum tt_status {
   TT_OK = 0,
@@ -25,7 +25,8 @@ typedef enum tt_status {
   TT_CUDA_ERROR = 4,       /* the CUDA runtime or driver refused; the message has its words */
 } tt_status;
 
-typedef enum tt_dtype { TT_F32 = 0, TT_BF16 = 1, TT_F16 = 2 } tt_dtype;
+/* TT_I8 only as the out_dtype of int8_mm and int8_linear. */
+typedef enum tt_dtype { TT_F32 = 0, TT_BF16 = 1, TT_F16 = 2, TT_I8 = 3 } tt_dtype;
 
 /* Same numbers as trimtab::Activation in math/activation.h. */
 typedef enum tt_activation {

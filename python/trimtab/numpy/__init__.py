@@ -25,6 +25,8 @@ from .. import _numpy
 
 __all__ = [
     "quantize_int8",
+    "rms_norm_quantize_int8",
+    "silu_mul_quantize_int8",
     "int8_mm",
     "int8_linear",
     "int8_weight_mm",
@@ -51,6 +53,26 @@ def quantize_int8(x: Array) -> tuple[np.ndarray, np.ndarray]:
     return _numpy.quantize_int8(x)
 
 
+def rms_norm_quantize_int8(
+    x: Array, weight: Array, eps: float = 1e-6
+) -> tuple[np.ndarray, np.ndarray]:
+    """``quantize_int8`` of ``x`` [..., K] after RMSNorm: (x / sqrt(mean(x^2) + eps)) * weight.
+
+    ``weight`` [K] float32 or of x's dtype. In float32, not rounded to x's dtype in between; the squares
+    are added in one fixed order. Returns ``q`` and ``scale`` as ``quantize_int8``.
+    """
+    return _numpy.rms_norm_quantize_int8(x, weight, eps)
+
+
+def silu_mul_quantize_int8(gate: Array, up: Array) -> tuple[np.ndarray, np.ndarray]:
+    """``quantize_int8`` of silu(``gate``) * ``up``, both [..., K] of one dtype.
+
+    The product is float32, not rounded to that dtype in between. Returns ``q`` and ``scale`` as
+    ``quantize_int8``.
+    """
+    return _numpy.silu_mul_quantize_int8(gate, up)
+
+
 def int8_mm(
     a: Array,
     b: Array,
@@ -60,6 +82,7 @@ def int8_mm(
     activation: str = "none",
     out_dtype: Any = None,
     out: Array | None = None,
+    out_scale: Array | None = None,
 ) -> np.ndarray:
     """Scaled product of int8 ``a`` [M, K] and int8 ``b`` [N, K], transposed; the sum is exact.
 
@@ -69,8 +92,11 @@ def int8_mm(
     plain or packed. Returns [M, N] of ``out_dtype``, float32 by default (torch's op: bfloat16), or
     fills and returns ``out``, which must be writable and share no memory with the other arguments.
     K above 133144, where the int32 sum could overflow, raises ValueError.
+
+    ``out_dtype`` int8 with ``out_scale`` [1] float32, the next layer's scale, returns that layer's
+    input: clamp(rne(t * (1 / out_scale)), -127, 127) of the float result t, 0 where that is NaN.
     """
-    return _numpy.int8_mm(a, b, a_scale, b_scale, bias, activation, out_dtype, out)
+    return _numpy.int8_mm(a, b, a_scale, b_scale, bias, activation, out_dtype, out, out_scale)
 
 
 def int8_linear(
@@ -81,13 +107,14 @@ def int8_linear(
     activation: str = "none",
     out_dtype: Any = None,
     out: Array | None = None,
+    out_scale: Array | None = None,
 ) -> np.ndarray:
     """A linear layer in one call: ``quantize_int8`` of ``x`` [..., K], then ``int8_mm``.
 
     ``weight`` [N, K] int8 or packed, ``weight_scale`` [N] float32, ``bias`` [N]. Returns [..., N] of
-    ``out_dtype``, by default x's; ``out`` and the bound on K as in ``int8_mm``.
+    ``out_dtype``, by default x's; ``out``, the bound on K, int8 and ``out_scale`` as in ``int8_mm``.
     """
-    return _numpy.int8_linear(x, weight, weight_scale, bias, activation, out_dtype, out)
+    return _numpy.int8_linear(x, weight, weight_scale, bias, activation, out_dtype, out, out_scale)
 
 
 def int8_weight_mm(

@@ -1,6 +1,6 @@
 """The operators: tensors in, tensors out, each a ``torch.ops.trimtab.*`` op underneath."""
 
-from . import backend, triton_backend  # noqa: F401  (registers the Triton implementations)
+from . import backend, library
 from .int8_conv2d import int8_conv2d, int8_conv2d_pack, int8_conv2d_unpack
 from .int8_embedding import int8_embedding
 from .int8_embedding_bag import int8_embedding_bag
@@ -14,6 +14,7 @@ from .quantize_int8 import quantize_int8
 from .rms_norm_quantize_int8 import rms_norm_quantize_int8
 from .silu_mul_quantize_int8 import silu_mul_quantize_int8
 
+library.implement_in_triton()
 backend.check_forced()
 if backend.FORCED == "reference":
     from . import reference_backend

@@ -213,11 +213,11 @@ def _fake(
     return torch.empty(sizes, dtype=out_dtype or x.dtype, device=x.device, memory_format=layout)
 
 
-torch.library.register_fake("trimtab::int8_conv2d", _fake)
-torch.library.register_fake("trimtab::int8_conv2d.inference", _fake)
+library.register_fake("trimtab::int8_conv2d")(_fake)
+library.register_fake("trimtab::int8_conv2d.inference")(_fake)
 
 
-@torch.library.register_fake("trimtab::int8_conv2d.out")
+@library.register_fake("trimtab::int8_conv2d.out")
 def _(
     x: Tensor,
     weight: Tensor,
@@ -235,7 +235,7 @@ def _(
     _fake_sizes(x, weight, weight_scale, kernel_size, stride, padding, dilation, groups)
 
 
-@torch.library.register_fake("trimtab::int8_conv2d_pack")
+@library.register_fake("trimtab::int8_conv2d_pack")
 def _(weight: Tensor, groups: int) -> Tensor:
     library.expect(
         weight.dtype == torch.int8 and weight.dim() == 4,
@@ -245,7 +245,7 @@ def _(weight: Tensor, groups: int) -> Tensor:
     return weight.new_empty(packed_size((O, C, kh, kw), groups))
 
 
-@torch.library.register_fake("trimtab::int8_conv2d_unpack")
+@library.register_fake("trimtab::int8_conv2d_unpack")
 def _(packed: Tensor, sizes: list[int], groups: int) -> Tensor:
     return packed.new_empty(sizes)
 

@@ -56,7 +56,7 @@ def expect_table(op: str, indices: Tensor, weight: Tensor, weight_scale: Tensor)
     )
 
 
-@torch.library.register_fake("trimtab::int8_embedding")
+@library.register_fake("trimtab::int8_embedding")
 def _(
     indices: Tensor, weight: Tensor, weight_scale: Tensor, out_dtype: torch.dtype | None = None
 ) -> Tensor:
@@ -64,6 +64,6 @@ def _(
     return weight.new_empty([*indices.shape, weight.shape[1]], dtype=out_dtype or torch.float32)
 
 
-@torch.library.register_fake("trimtab::int8_embedding.out")
+@library.register_fake("trimtab::int8_embedding.out")
 def _(indices: Tensor, weight: Tensor, weight_scale: Tensor, *, out: Tensor) -> None:
     expect_table("int8_embedding", indices, weight, weight_scale)

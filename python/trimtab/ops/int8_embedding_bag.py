@@ -109,7 +109,7 @@ def _fake_sizes(
     return [offsets.shape[0] - int(include_last_offset), weight.shape[1]]
 
 
-@torch.library.register_fake("trimtab::int8_embedding_bag")
+@library.register_fake("trimtab::int8_embedding_bag")
 def _(
     indices: Tensor,
     weight: Tensor,
@@ -125,7 +125,7 @@ def _(
     return weight.new_empty(sizes, dtype=out_dtype or torch.float32)
 
 
-@torch.library.register_fake("trimtab::int8_embedding_bag.out")
+@library.register_fake("trimtab::int8_embedding_bag.out")
 def _(
     indices: Tensor,
     weight: Tensor,

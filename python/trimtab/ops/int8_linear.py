@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import library
 from .flops import register_flop_formula
-from .int8_mm import check_fake_product
+from .int8_mm import check_fake_out_scale, check_fake_product
 from .int8_pack import int8_unpack
 
 _op = torch.ops.trimtab.int8_linear
@@ -22,6 +22,7 @@ def int8_linear(
     out_dtype: torch.dtype | None = None,
     *,
     out: Tensor | None = None,
+    out_scale: Tensor | None = None,
 ) -> Tensor:
     """``act(x @ (weight * weight_scale).T + bias)`` with ``x`` quantized to int8 row by row.
 
@@ -33,26 +34,31 @@ def int8_linear(
         weight_scale: float32 [N].
         bias: float32, bfloat16 or float16 [N], or None.
         activation: "none", "relu", "gelu", "gelu_tanh" or "silu".
-        out_dtype: float32, bfloat16 or float16; None for that of ``x``.
+        out_dtype: float32, bfloat16, float16, or int8 with ``out_scale`` (no gradient); None for that
+            of ``x``.
         out: optional contiguous [..., N] to write to (no gradient); its dtype wins.
+        out_scale: float32 [1] for int8 out, the input of a next int8_mm with that scale in every row,
+            as int8_mm defines it; else None.
 
     Gradients flow to ``x`` (through the dequantized weight; rounding counts as identity) and ``bias``.
     Under autocast ``x`` is cast to the autocast dtype first, as for torch.nn.functional.linear.
 
     Raises:
-        RuntimeError: wrong dtype, shape, scale length, K above 133,144, or ``weight_scale`` requires
-            grad.
+        RuntimeError: wrong dtype, shape, scale length, K above 133,144, or a gradient is asked for of a
+            scale or through int8 out.
         ValueError: unknown activation.
     """
     code = library.activation_code("int8_linear", activation)
     if torch.is_grad_enabled():
-        library.refuse_grad("int8_linear", weight_scale=weight_scale)
+        library.refuse_grad("int8_linear", weight_scale=weight_scale, out_scale=out_scale)
+        if out is None and out_dtype == torch.int8:
+            library.refuse_grad("int8_linear with int8 out", x=x, bias=bias)
     if out is not None:
         if torch.is_grad_enabled():
             library.refuse_grad("int8_linear with out=", x=x, bias=bias)
-        _op.out(x, weight, weight_scale, bias, code, out=out)
+        _op.out(x, weight, weight_scale, bias, code, out_scale, out=out)
         return out
-    return _op.default(x, weight, weight_scale, bias, code, out_dtype)
+    return _op.default(x, weight, weight_scale, bias, code, out_dtype, out_scale)
 
 
 def _fake_sizes(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> list[int]:
@@ -72,25 +78,30 @@ def _fake(
     bias: Tensor | None = None,
     activation: int = 0,
     out_dtype: torch.dtype | None = None,
+    out_scale: Tensor | None = None,
 ) -> Tensor:
-    return x.new_empty(_fake_sizes(x, weight, weight_scale, bias), dtype=out_dtype or x.dtype)
+    sizes, dtype = _fake_sizes(x, weight, weight_scale, bias), out_dtype or x.dtype
+    check_fake_out_scale("int8_linear", x, dtype, out_scale)
+    return x.new_empty(sizes, dtype=dtype)
 
 
-torch.library.register_fake("trimtab::int8_linear", _fake)
-torch.library.register_fake("trimtab::int8_linear.inference", _fake)
+library.register_fake("trimtab::int8_linear")(_fake)
+library.register_fake("trimtab::int8_linear.inference")(_fake)
 
 
-@torch.library.register_fake("trimtab::int8_linear.out")
+@library.register_fake("trimtab::int8_linear.out")
 def _(
     x: Tensor,
     weight: Tensor,
     weight_scale: Tensor,
     bias: Tensor | None = None,
     activation: int = 0,
+    out_scale: Tensor | None = None,
     *,
     out: Tensor,
 ) -> None:
     _fake_sizes(x, weight, weight_scale, bias)
+    check_fake_out_scale("int8_linear", x, out.dtype, out_scale)
 
 
 def dequantize(weight: Tensor, weight_scale: Tensor, K: int, dtype: torch.dtype) -> Tensor:
@@ -100,7 +111,9 @@ def dequantize(weight: Tensor, weight_scale: Tensor, K: int, dtype: torch.dtype)
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, weight, weight_scale, bias, activation, _ = inputs
+    x, weight, weight_scale, bias, activation, _, out_scale = inputs
+    if out_scale is not None:
+        library.refuse_grad("int8_linear with int8 out", x=x, bias=bias)
     ctx.activation = activation
     # With an activation its derivative needs the sum before it, computed again from x.
     ctx.save_for_backward(x if activation else None, weight, weight_scale, bias)
@@ -117,7 +130,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
         grad_x = grad.to(ctx.x_dtype) @ dequantize(weight, weight_scale, ctx.K, ctx.x_dtype)
     if bias is not None and ctx.needs_input_grad[3]:
         grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0, dtype=torch.float32).to(bias.dtype)
-    return grad_x, None, None, grad_bias, None, None
+    return grad_x, None, None, grad_bias, None, None, None
 
 
 def activation_backward(activation: str, before: Tensor, grad: Tensor) -> Tensor:

@@ -20,11 +20,16 @@ def int8_mm(
     out_dtype: torch.dtype = torch.bfloat16,
     *,
     out: Tensor | None = None,
+    out_scale: Tensor | None = None,
 ) -> Tensor:
     """Scaled product of int8 ``a`` [M, K] and int8 ``b`` [N, K], transposed.
 
     ``out = act(float(sum_k a b) * b_scale * a_scale + bias)``: the sum is exact in int32, each float
     step rounds once, the result rounds once to ``out_dtype``. The same bits on every device.
+
+    int8 out is the input of a next product whose activation scale is known beforehand:
+    ``clamp(rne(t * (1 / out_scale)), -127, 127)`` of the float result t, and 0 where that is NaN. That
+    product takes ``a_scale=out_scale.expand(M).contiguous()``.
 
     Args:
         a: int8 [M, K], any strides.
@@ -33,8 +38,9 @@ def int8_mm(
         b_scale: float32 [N].
         bias: float32, bfloat16 or float16 [N], or None.
         activation: "none", "relu", "gelu", "gelu_tanh" or "silu".
-        out_dtype: float32, bfloat16 or float16.
+        out_dtype: float32, bfloat16, float16, or int8 with ``out_scale``.
         out: optional contiguous [M, N] to write to; its dtype wins over ``out_dtype``.
+        out_scale: float32 [1] for int8 out, meant to be finite and above 0 (not checked); else None.
 
     Raises:
         RuntimeError: wrong dtype, shape, scale length or K above 133,144.
@@ -42,11 +48,13 @@ def int8_mm(
     """
     code = library.activation_code("int8_mm", activation)
     if torch.is_grad_enabled():
-        library.refuse_grad("int8_mm", a_scale=a_scale, b_scale=b_scale, bias=bias)
+        scales = {"a_scale": a_scale, "b_scale": b_scale, "out_scale": out_scale}
+        library.refuse_grad("int8_mm", **scales, bias=bias)
+    op = torch.ops.trimtab.int8_mm
     if out is not None:
-        torch.ops.trimtab.int8_mm.out(a, b, a_scale, b_scale, bias, code, out=out)
+        op.out(a, b, a_scale, b_scale, bias, code, out_scale, out=out)
         return out
-    return torch.ops.trimtab.int8_mm.default(a, b, a_scale, b_scale, bias, code, out_dtype)
+    return op.default(a, b, a_scale, b_scale, bias, code, out_dtype, out_scale)
 
 
 def check_fake_product(
@@ -76,7 +84,30 @@ def check_fake_product(
     )
 
 
-@torch.library.register_fake("trimtab::int8_mm")
+def check_fake_out_scale(
+    op: str, like: Tensor, out_dtype: torch.dtype, out_scale: Tensor | None
+) -> None:
+    """What EpilogueArgs::take_out_scale of csrc/torch checks, for fakes."""
+    name, int8 = str(out_dtype).removeprefix("torch."), out_dtype == torch.int8
+    library.expect(
+        int8 or out_dtype in library.FLOAT_DTYPES,
+        f"{op}: expected out of float32, bfloat16 or float16, or of int8 with out_scale, got {name}",
+    )
+    if out_scale is None:
+        library.expect(not int8, f"{op}: expected out_scale [1] float32 for int8 out, got None")
+        return
+    library.expect(int8, f"{op}: expected out_scale with int8 out alone, got one with {name}")
+    library.expect(
+        out_scale.dtype == torch.float32 and tuple(out_scale.shape) == (1,),
+        f"{op}: expected out_scale [1] float32, got {library.describe(out_scale)}",
+    )
+    library.expect(
+        out_scale.device == like.device,
+        f"{op}: expected out_scale on {like.device}, like the others, got it on {out_scale.device}",
+    )
+
+
+@library.register_fake("trimtab::int8_mm")
 def _(
     a: Tensor,
     b: Tensor,
@@ -85,16 +116,19 @@ def _(
     bias: Tensor | None = None,
     activation: int = 0,
     out_dtype: torch.dtype | None = None,
+    out_scale: Tensor | None = None,
 ) -> Tensor:
     library.expect(
         a.dtype == torch.int8 and a.dim() == 2,
         f"int8_mm: expected a of 2-D int8, got {library.describe(a)}",
     )
     check_fake_product("int8_mm", b, b_scale, "b_scale", bias, a.shape[1])
-    return a.new_empty(a.shape[0], b_scale.shape[0], dtype=out_dtype or torch.bfloat16)
+    dtype = out_dtype or torch.bfloat16
+    check_fake_out_scale("int8_mm", a, dtype, out_scale)
+    return a.new_empty(a.shape[0], b_scale.shape[0], dtype=dtype)
 
 
-@torch.library.register_fake("trimtab::int8_mm.out")
+@library.register_fake("trimtab::int8_mm.out")
 def _(
     a: Tensor,
     b: Tensor,
@@ -102,10 +136,12 @@ def _(
     b_scale: Tensor,
     bias: Tensor | None = None,
     activation: int = 0,
+    out_scale: Tensor | None = None,
     *,
     out: Tensor,
 ) -> None:
     check_fake_product("int8_mm", b, b_scale, "b_scale", bias, a.shape[1])
+    check_fake_out_scale("int8_mm", a, out.dtype, out_scale)
 
 
 @register_flop_formula(torch.ops.trimtab.int8_mm)

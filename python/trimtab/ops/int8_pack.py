@@ -33,7 +33,7 @@ def int8_unpack(packed: Tensor, N: int, K: int) -> Tensor:
     return torch.ops.trimtab.int8_unpack.default(packed, N, K)
 
 
-@torch.library.register_fake("trimtab::int8_pack")
+@library.register_fake("trimtab::int8_pack")
 def _(weight: Tensor) -> Tensor:
     library.expect(
         weight.dtype == torch.int8 and weight.dim() == 2,
@@ -42,6 +42,6 @@ def _(weight: Tensor) -> Tensor:
     return weight.new_empty(packed_size(weight.shape[0], weight.shape[1]))
 
 
-@torch.library.register_fake("trimtab::int8_unpack")
+@library.register_fake("trimtab::int8_unpack")
 def _(packed: Tensor, N: int, K: int) -> Tensor:
     return packed.new_empty(N, K)

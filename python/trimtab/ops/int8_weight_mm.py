@@ -159,11 +159,11 @@ def _fake(
     return x.new_empty(sizes, dtype=out_dtype or x.dtype)
 
 
-torch.library.register_fake("trimtab::int8_weight_mm", _fake)
-torch.library.register_fake("trimtab::int8_weight_mm.inference", _fake)
+library.register_fake("trimtab::int8_weight_mm")(_fake)
+library.register_fake("trimtab::int8_weight_mm.inference")(_fake)
 
 
-@torch.library.register_fake("trimtab::int8_weight_mm.out")
+@library.register_fake("trimtab::int8_weight_mm.out")
 def _(
     x: Tensor,
     weight: Tensor,

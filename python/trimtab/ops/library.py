@@ -1,5 +1,6 @@
 """Loads the C++ operators and holds what every op module shares."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,17 @@ def refuse_grad(op: str, **tensors: torch.Tensor | None) -> None:
 _fragment = torch.library.Library("trimtab", "FRAGMENT")
 
 
+def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """torch.library.register_fake, called from here alone: for each file that calls it, torch looks
+    through all modules there are, 2 ms a file."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        torch.library.register_fake(name, function)
+        return function
+
+    return register
+
+
 def register_autocast(op: torch._ops.OpOverload) -> None:
     """Under autocast the op's first tensor, and so its result, takes the autocast dtype.
 
@@ -80,3 +92,31 @@ def register_autocast(op: torch._ops.OpOverload) -> None:
 def implement(name: str, function: Any, key: str) -> None:
     """Registers a Python function as the implementation of an op for a dispatch key."""
     _fragment.impl(name, function, key)
+
+
+# What triton_backend has: implementations of its own for a GPU, and overloads that C++ calls.
+TRITON = (
+    "quantize_int8.triton",
+    "silu_mul_quantize_int8.triton",
+    "rms_norm_quantize_int8.triton",
+    "int8_mm.triton",
+    "int8_linear.triton",
+    "int8_weight_mm.triton",
+    "int8_weight_mm.dequantized",
+    "quantize_affine",
+    "quantize_affine.out",
+    "dequantize_affine",
+    "dequantize_affine.out",
+)
+
+
+def implement_in_triton() -> None:
+    """Registers TRITON, whose module is imported by the first call: most processes make none."""
+    for name in TRITON:
+
+        def run(*args: Any, name: str = name, **kwargs: Any) -> Any:
+            from . import triton_backend
+
+            return triton_backend.implementation(name)(*args, **kwargs)
+
+        implement(name, run, "CUDA")

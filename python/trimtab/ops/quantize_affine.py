@@ -108,7 +108,7 @@ def _fake_shape(x: Tensor, bits: int, group_size: int | None) -> list[int]:
     return _group_shape("quantize_affine", "x", x, group_size)
 
 
-@torch.library.register_fake("trimtab::quantize_affine")
+@library.register_fake("trimtab::quantize_affine")
 def _(x: Tensor, bits: int = 8, group_size: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     groups = _fake_shape(x, bits, group_size)
     return (
@@ -118,7 +118,7 @@ def _(x: Tensor, bits: int = 8, group_size: int | None = None) -> tuple[Tensor, 
     )
 
 
-@torch.library.register_fake("trimtab::quantize_affine.out")
+@library.register_fake("trimtab::quantize_affine.out")
 def _(
     x: Tensor,
     bits: int = 8,
@@ -148,7 +148,7 @@ def _check_fake_codes(q: Tensor, scale: Tensor, zero_point: Tensor, group_size: 
         )
 
 
-@torch.library.register_fake("trimtab::dequantize_affine")
+@library.register_fake("trimtab::dequantize_affine")
 def _(
     q: Tensor,
     scale: Tensor,
@@ -160,7 +160,7 @@ def _(
     return q.new_empty(q.shape, dtype=out_dtype or torch.float32)
 
 
-@torch.library.register_fake("trimtab::dequantize_affine.out")
+@library.register_fake("trimtab::dequantize_affine.out")
 def _(
     q: Tensor,
     scale: Tensor,

@@ -30,7 +30,7 @@ def quantize_int8(x: Tensor, *, out: tuple[Tensor, Tensor] | None = None) -> tup
     return torch.ops.trimtab.quantize_int8.default(x)
 
 
-@torch.library.register_fake("trimtab::quantize_int8")
+@library.register_fake("trimtab::quantize_int8")
 def _(x: Tensor) -> tuple[Tensor, Tensor]:
     library.expect_float("quantize_int8", "x", x)
     library.expect(
@@ -40,6 +40,6 @@ def _(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[:-1], dtype=torch.float32)
 
 
-@torch.library.register_fake("trimtab::quantize_int8.out")
+@library.register_fake("trimtab::quantize_int8.out")
 def _(x: Tensor, q: Tensor, scale: Tensor) -> None:
     library.expect_float("quantize_int8", "x", x)

@@ -45,17 +45,19 @@ def _load(op: str) -> Any:
     return getattr(importlib.import_module(f"{reference.__name__}.{op}"), op)
 
 
-def _fused(op: str) -> Any:
-    def run(x: Tensor, other: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        q, scale = _load(op)(to_numpy(x), to_numpy(other), *rest)
+def _quantizer(op: str) -> tuple[Any, Any]:
+    """quantize_int8, alone or fused after something: (q, scale) of its tensors, and the form with out."""
+
+    def run(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        others = (to_numpy(value) if isinstance(value, Tensor) else value for value in rest)
+        q, scale = _load(op)(to_numpy(x), *others)
         return to_torch(q, x.device), to_torch(scale, x.device)
 
-    return run
+    def run_out(*args: Any, q: Tensor, scale: Tensor) -> None:
+        for into, value in zip((q, scale), run(*args), strict=True):
+            into.copy_(value)
 
-
-def _quantize_int8(x: Tensor) -> tuple[Tensor, Tensor]:
-    q, scale = _load("quantize_int8")(to_numpy(x))
-    return to_torch(q, x.device), to_torch(scale, x.device)
+    return run, run_out
 
 
 def _int8_mm(
@@ -66,10 +68,12 @@ def _int8_mm(
     bias: Tensor | None = None,
     activation: int = 0,
     out_dtype: torch.dtype | None = None,
+    out_scale: Tensor | None = None,
 ) -> Tensor:
     operands = (a, plain(b, b_scale.shape[0], a.shape[1]), a_scale, b_scale, bias)
     names = (library.ACTIVATION_NAMES[activation], name_of(out_dtype or torch.bfloat16))
-    return to_torch(_load("int8_mm")(*map(to_numpy, operands), *names), a.device)
+    out = _load("int8_mm")(*map(to_numpy, operands), *names, to_numpy(out_scale))
+    return to_torch(out, a.device)
 
 
 def _int8_linear(
@@ -79,10 +83,12 @@ def _int8_linear(
     bias: Tensor | None = None,
     activation: int = 0,
     out_dtype: torch.dtype | None = None,
+    out_scale: Tensor | None = None,
 ) -> Tensor:
     operands = (x, plain(weight, weight_scale.shape[0], x.shape[-1]), weight_scale, bias)
     names = (library.ACTIVATION_NAMES[activation], name_of(out_dtype or x.dtype))
-    return to_torch(_load("int8_linear")(*map(to_numpy, operands), *names), x.device)
+    out = _load("int8_linear")(*map(to_numpy, operands), *names, to_numpy(out_scale))
+    return to_torch(out, x.device)
 
 
 def _int8_weight_mm(
@@ -103,16 +109,16 @@ def _int8_weight_mm(
     return to_torch(out, x.device).reshape(*x.shape[:-1], N)
 
 
-def _quantize_int8_out(x: Tensor, *, q: Tensor, scale: Tensor) -> None:
-    for into, value in zip((q, scale), _quantize_int8(x), strict=True):
-        into.copy_(value)
+# The arguments before out_dtype, which the forms with ``out`` lack. After it comes out_scale.
+OUT_DTYPE_AT = {"int8_mm": 6, "int8_linear": 5, "int8_weight_mm": 7}
 
 
-def _out(function: Any) -> Any:
+def _out(function: Any, before: int) -> Any:
     """The form with ``out``, whose dtype wins."""
 
     def run(*args: Any, out: Tensor) -> None:
-        out.copy_(function(*args, out_dtype=out.dtype))
+        out_scale = {"out_scale": args[before]} if len(args) > before else {}
+        out.copy_(function(*args[:before], out_dtype=out.dtype, **out_scale))
 
     return run
 
@@ -120,10 +126,10 @@ def _out(function: Any) -> Any:
 def register() -> None:
     """For both dispatch keys; C++ has left these ops alone."""
     for key in ("CPU", "CUDA"):
-        library.implement("quantize_int8", _quantize_int8, key)
-        library.implement("quantize_int8.out", _quantize_int8_out, key)
-        for op in ("silu_mul_quantize_int8", "rms_norm_quantize_int8"):
-            library.implement(op, _fused(op), key)
+        for op in ("quantize_int8", "silu_mul_quantize_int8", "rms_norm_quantize_int8"):
+            run, run_out = _quantizer(op)
+            library.implement(op, run, key)
+            library.implement(f"{op}.out", run_out, key)
         for name, function in {
             "int8_mm": _int8_mm,
             "int8_linear": _int8_linear,
@@ -133,4 +139,4 @@ def register() -> None:
         }.items():
             library.implement(name, function, key)
             if "." not in name:
-                library.implement(f"{name}.out", _out(function), key)
+                library.implement(f"{name}.out", _out(function, OUT_DTYPE_AT[name]), key)

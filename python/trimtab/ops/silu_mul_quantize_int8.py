@@ -8,7 +8,9 @@ from . import library
 _OP = "silu_mul_quantize_int8"
 
 
-def silu_mul_quantize_int8(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+def silu_mul_quantize_int8(
+    gate: Tensor, up: Tensor, *, out: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """``quantize_int8(silu(gate) * up)``, each input read once.
 
     What stands between the two halves of a gated MLP: the result goes into ``int8_mm``. Unlike the two
@@ -17,6 +19,7 @@ def silu_mul_quantize_int8(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         gate: float32, bfloat16 or float16 [..., K], any rank >= 1, any strides.
         up: of the same shape and dtype.
+        out: optional (q, scale) to write to, contiguous, with the shapes and dtypes below.
 
     Returns:
         q int8 [..., K] and scale float32 [...], as ``quantize_int8``: a row in which the product is NaN
@@ -27,10 +30,13 @@ def silu_mul_quantize_int8(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """
     if torch.is_grad_enabled():
         library.refuse_grad(_OP, gate=gate, up=up)
+    if out is not None:
+        torch.ops.trimtab.silu_mul_quantize_int8.out(gate, up, q=out[0], scale=out[1])
+        return out
     return torch.ops.trimtab.silu_mul_quantize_int8.default(gate, up)
 
 
-@torch.library.register_fake("trimtab::silu_mul_quantize_int8")
+@library.register_fake("trimtab::silu_mul_quantize_int8")
 def _(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     library.expect_float(_OP, "gate", gate)
     library.expect(
@@ -43,3 +49,8 @@ def _(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     )
     scale = gate.new_empty(gate.shape[:-1], dtype=torch.float32)
     return gate.new_empty(gate.shape, dtype=torch.int8), scale
+
+
+@library.register_fake("trimtab::silu_mul_quantize_int8.out")
+def _(gate: Tensor, up: Tensor, q: Tensor, scale: Tensor) -> None:
+    library.expect_float(_OP, "gate", gate)

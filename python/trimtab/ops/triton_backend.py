@@ -1,4 +1,4 @@
-"""The Triton implementations: trimtab.kernels, imported on first use.
+"""The Triton implementations: trimtab.kernels. Imported on first use, as library.TRITON registers them.
 
 "cuda" is what torch calls AMD's devices too, so these serve wherever Triton does. Ops that CUDA C++ has
 as well take them as their overload "triton", which csrc/torch calls where CUDA C++ cannot answer, and
@@ -12,6 +12,11 @@ import torch
 from torch import Tensor
 
 from . import library
+
+
+def implementation(op: str) -> Callable[..., Any]:
+    """Of an op of library.TRITON: _int8_mm for "int8_mm.triton", _quantize_affine_out for the form with out."""
+    return globals()["_" + op.removesuffix(".triton").replace(".", "_")]
 
 
 def _kernel(op: str) -> Callable[..., Any]:
@@ -46,9 +51,11 @@ def _int8_mm(
     bias: Tensor | None = None,
     activation: int = 0,
     out_dtype: torch.dtype | None = None,
+    out_scale: Tensor | None = None,
 ) -> Tensor:
     name = library.ACTIVATION_NAMES[activation]
-    return _kernel("int8_mm")(a, b, a_scale, b_scale, bias, name, out_dtype or torch.bfloat16)
+    tail = (bias, name, out_dtype or torch.bfloat16)
+    return _kernel("int8_mm")(a, b, a_scale, b_scale, *tail, out_scale=out_scale)
 
 
 def _int8_linear(
@@ -58,6 +65,7 @@ def _int8_linear(
     bias: Tensor | None = None,
     activation: int = 0,
     out_dtype: torch.dtype | None = None,
+    out_scale: Tensor | None = None,
 ) -> Tensor:
     name = library.ACTIVATION_NAMES[activation]
     (N, K), width = weight.shape, weight.stride(0)
@@ -66,7 +74,8 @@ def _int8_linear(
         if reach <= weight.untyped_storage().nbytes():
             # A layer's padded rows, padding included: what x does not reach meets zeros.
             weight = weight.as_strided((N, width), (width, 1))
-    return _kernel("int8_linear")(x, weight, weight_scale, bias, name, out_dtype)
+    tail = (bias, name, out_dtype)
+    return _kernel("int8_linear")(x, weight, weight_scale, *tail, out_scale=out_scale)
 
 
 def _quantize_affine(
@@ -127,13 +136,13 @@ def _int8_weight_mm(
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     N, K = weight.shape
-    if zero_point is not None or weight_scale.numel() != N:  # the kernel has one scale a row
-        args = (x, weight, weight_scale, zero_point, bias, group_size, activation, out_dtype)
-        return _int8_weight_mm_dequantized(*args)
     name = library.ACTIVATION_NAMES[activation]
     rows = x.reshape(x.shape[:-1].numel(), K)
-    scale = weight_scale.reshape(-1)
-    out = _kernel("int8_weight_mm")(rows, weight, scale, bias, name, out_dtype or x.dtype)
+    out = _kernel("int8_weight_mm")(
+        *(rows, weight, weight_scale, bias, name, out_dtype or x.dtype),
+        zero_point=zero_point,
+        group_size=group_size,
+    )
     return out.reshape(*x.shape[:-1], N)
 
 
@@ -148,7 +157,7 @@ def _int8_weight_mm_dequantized(
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     # The float weight, made for this call, through torch's own product: for many rows, where reading
-    # the weight is no longer the cost, and for the forms that Triton's kernel has not.
+    # the weight is no longer the cost.
     from .int8_weight_mm import activation_forward, dequantize_weight
 
     plain = dequantize_weight(weight, weight_scale, zero_point, x.shape[-1], group_size, x.dtype)
@@ -157,19 +166,3 @@ def _int8_weight_mm_dequantized(
         library.ACTIVATION_NAMES[activation], t if bias is None else t + bias.float()
     )
     return t.to(out_dtype or x.dtype)
-
-
-for _name, _function in {
-    "quantize_int8.triton": _quantize_int8,
-    "silu_mul_quantize_int8.triton": _silu_mul_quantize_int8,
-    "rms_norm_quantize_int8.triton": _rms_norm_quantize_int8,
-    "int8_mm.triton": _int8_mm,
-    "int8_linear.triton": _int8_linear,
-    "int8_weight_mm.triton": _int8_weight_mm,
-    "int8_weight_mm.dequantized": _int8_weight_mm_dequantized,
-    "quantize_affine": _quantize_affine,
-    "quantize_affine.out": _quantize_affine_out,
-    "dequantize_affine": _dequantize_affine,
-    "dequantize_affine.out": _dequantize_affine_out,
-}.items():
-    library.implement(_name, _function, "CUDA")

@@ -5,10 +5,14 @@ clipping, weight averages, L1 shrinkage, zeroing of gradients and skipping of ov
 pass.
 """
 
+from .adafactor import Adafactor
 from .adagrad import Adagrad
 from .adam import Adam, Adamax, AdamW, NAdam, RAdam
 from .base import FusedStep, StepOptions
+from .gradient import accumulate_, accumulate_main_grads, release_gradients
+from .lamb import LAMB
 from .lion import Lion
+from .muon import Muon, split_muon
 from .rmsprop import RMSprop
 from .sgd import SGD
 
@@ -22,6 +26,13 @@ __all__ = [
     "RAdam",
     "Adamax",
     "Lion",
+    "LAMB",
+    "Adafactor",
+    "Muon",
+    "split_muon",
+    "release_gradients",
+    "accumulate_",
+    "accumulate_main_grads",
     "FusedStep",
     "StepOptions",
 ]

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypedDict
 import torch
 from torch import Tensor
 
-from . import library
+from . import library, shards
 from .plan import Plan
 
 
@@ -22,6 +22,12 @@ class StepOptions(TypedDict, total=False):
 
     max_grad_norm: clip the gradients of all groups to this total 2-norm, as
         ``torch.nn.utils.clip_grad_norm_`` would, but without writing them; see ``grad_norm``.
+    norm_estimate: clip as if this were the norm (a number or 0-d tensor; may be set anew before each
+        step), so that no gradient is read before its update.
+    clip_rounding: "folded" (the default) keeps clipped gradients in float32 on their way into the
+        update; "torch" rounds coefficient and clipped gradients to the gradients' dtype, as
+        ``clip_grad_norm_`` does when it writes them.
+    main_grads: read ``param.main_grad`` where a parameter has one, see :func:`accumulate_main_grads`.
     ema_decay: keep ``state[p]["ema"]``, ema = ema + (1 - ema_decay) * (p - ema), in float32; it
         starts as the parameter before its first step.
     l1: after the update shrink every weight by lr * l1 towards zero, and stop at zero (proximal step).
@@ -35,6 +41,9 @@ class StepOptions(TypedDict, total=False):
     """
 
     max_grad_norm: float | None
+    norm_estimate: float | Tensor | None
+    clip_rounding: str
+    main_grads: bool
     ema_decay: float | None
     l1: float
     zero_grads: bool
@@ -45,6 +54,9 @@ class StepOptions(TypedDict, total=False):
 
 DEFAULTS: dict[str, Any] = {
     "max_grad_norm": None,
+    "norm_estimate": None,
+    "clip_rounding": "folded",
+    "main_grads": False,
     "ema_decay": None,
     "zero_grads": False,
     "skip_nonfinite": False,
@@ -66,6 +78,9 @@ class FusedStep(torch.optim.Optimizer):
     _step_supports_amp_scaling = True  # GradScaler then hands over grad_scale and found_inf
 
     max_grad_norm: float | None
+    norm_estimate: float | Tensor | None
+    clip_rounding: str
+    main_grads: bool
     ema_decay: float | None
     zero_grads: bool
     skip_nonfinite: bool
@@ -96,6 +111,12 @@ class FusedStep(torch.optim.Optimizer):
             setattr(self, key, given.get(key, default))
         if self.max_grad_norm is not None and not self.max_grad_norm >= 0:
             raise ValueError(f"{name}: expected max_grad_norm >= 0, got {self.max_grad_norm}")
+        if self.norm_estimate is not None and self.max_grad_norm is None:
+            raise ValueError(f"{name}: norm_estimate says how to clip; expected max_grad_norm too")
+        if self.clip_rounding not in ("folded", "torch"):
+            raise ValueError(
+                f'{name}: expected clip_rounding "folded" or "torch", got {self.clip_rounding!r}'
+            )
         if self.ema_decay is not None and not 0 <= self.ema_decay <= 1:
             raise ValueError(f"{name}: expected ema_decay in [0, 1], got {self.ema_decay}")
         if self.state_dtype is not None and self.state_dtype not in library.DTYPES:
@@ -108,6 +129,10 @@ class FusedStep(torch.optim.Optimizer):
             raise RuntimeError(
                 f"{name}: no gradient runs through a fused step (differentiable=True)"
             )
+        alone = self.norm_estimate is None
+        clips = ["max_grad_norm"] if self.max_grad_norm is not None and alone else []
+        skips = ["skip_nonfinite"] if self.skip_nonfinite else []
+        shards.refuse_partition(name, clips + skips)
         if l1 or any("l1" in group for group in self.param_groups):
             self.defaults["l1"] = l1
             for group in self.param_groups:
@@ -197,6 +222,20 @@ class FusedStep(torch.optim.Optimizer):
                     )
             plan.step(self)
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's; with ``main_grads`` those too."""
+        super().zero_grad(set_to_none)
+        if not self.main_grads:
+            return
+        for group in self.param_groups:
+            for param in group["params"]:
+                if getattr(param, "main_grad", None) is None:
+                    continue
+                if set_to_none:
+                    param.main_grad = None
+                else:
+                    param.main_grad.zero_()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)

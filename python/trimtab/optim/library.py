@@ -18,15 +18,25 @@ FOLDER = _library.Path(_library.__file__).parent.parent / "lib"
 
 STATES = 4
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-RULES = ("SGD", "Adam", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax", "Lion")
-FLAGS = {"maximize": 1, "amsgrad": 2, "nesterov": 4, "decoupled_weight_decay": 8, "centered": 16}
+RULES = ("SGD", "Adam", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax", "Lion", "LAMB")
+FLAGS = {
+    "maximize": 1,
+    "amsgrad": 2,
+    "nesterov": 4,
+    "decoupled_weight_decay": 8,
+    "centered": 16,
+    "bias_correction": 32,
+    "always_adapt": 64,
+}
 
 # tt_optim_group
 NUMBERS = (
     "lr", "beta1", "beta2", "eps", "weight_decay", "momentum", "dampening", "alpha", "lr_decay",
     "momentum_decay", "l1",
 )  # fmt: skip
-GROUP = np.dtype([*((name, np.float64) for name in NUMBERS), ("flags", np.int64)])
+GROUP = np.dtype(
+    [*((name, np.float64) for name in NUMBERS), ("flags", np.int64), ("lr_tensor", np.uint64)]
+)
 
 # tt_optim_tensor
 POINTERS = ("param", "grad", "state", "ema", "copy", "mask", "step", "product")
@@ -65,6 +75,9 @@ class Call(ctypes.Structure):
         ("ema_decay", c_double),
         ("norm", c_void_p),
         ("skipped", c_void_p),
+        ("given_norm", c_void_p),
+        ("round_clipped", c_int32),
+        ("reserved", c_int32),
     ]
 
 

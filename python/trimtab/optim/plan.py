@@ -6,6 +6,7 @@ hundred nanoseconds a tensor: parameters and states are still the same objects, 
 
 from __future__ import annotations
 
+import math
 from itertools import chain, pairwise
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import library
+from . import library, shards
 
 if TYPE_CHECKING:
     from .base import FusedStep
@@ -27,7 +28,17 @@ def _parameters(optimizer: FusedStep) -> list[Tensor]:
 class Plan:
     def __init__(self, optimizer: FusedStep) -> None:
         self.name = type(optimizer).__name__
+        self.main_grads = optimizer.main_grads
         self.params = _parameters(optimizer)
+        # What this process holds of each: the parameter itself, or its piece of a DTensor.
+        self.pieces = list(map(shards.local, self.params))
+        self.sharded = not library.same_objects(self.pieces, self.params)
+        if self.sharded and optimizer.rule == "LAMB":
+            raise RuntimeError(
+                f"{self.name}: a DTensor; its step needs the norm of the whole tensor"
+            )
+        if self.sharded and optimizer.clip_rounding != "folded":
+            raise RuntimeError(f'{self.name}: clip_rounding="torch" is not there for DTensors')
         self.groups = optimizer.param_groups
         n = len(self.params)
         self.table = np.zeros(n, library.TENSOR)
@@ -45,7 +56,7 @@ class Plan:
             for param in group["params"]:
                 self.handles[at, library.OWNER] = param._cdata
                 starts.append(len(layouts))
-                if param.grad is None and not optimizer.state.get(param):
+                if self._grad(param) is None and not optimizer.state.get(param):
                     self.is_new[at] = 1
                     layouts.append(0)
                 else:
@@ -59,7 +70,8 @@ class Plan:
         self.starts = np.array(starts, np.int64)
         states = [state for state in optimizer.state.values() if isinstance(state, dict)]
         self.state_values = list(chain.from_iterable(map(dict.values, states)))
-        self.grad_handles = None if library.reads_gradients() else np.zeros(n, np.uint64)
+        own = library.reads_gradients() and not self.sharded and not self.main_grads
+        self.grad_handles = None if own else np.zeros(n, np.uint64)
         self.arguments = library.Gather(
             n,
             *(
@@ -79,6 +91,10 @@ class Plan:
 
     # --- building
 
+    def _grad(self, param: Tensor) -> Tensor | None:
+        main = getattr(param, "main_grad", None) if self.main_grads else None
+        return param.grad if main is None else main
+
     def _where(self, at: int) -> str:
         """Words for parameter `at`, for messages."""
         for number, group in enumerate(self.groups):
@@ -91,6 +107,9 @@ class Plan:
     def _check(self, at: int, param: Tensor) -> Tensor:
         """A tensor with the layout that the parameter's states take: itself if it has no gaps."""
         where = f"{self.name}: {self._where(at)}"
+        if any(p.is_partial() for p in getattr(param, "placements", ())):
+            raise RuntimeError(f"{where}: a DTensor whose pieces are still to be summed")
+        param = self.pieces[at]
         if param.dtype not in library.DTYPES:
             raise RuntimeError(
                 f"{where}: expected float32, bfloat16 or float16, got {param.dtype}; "
@@ -123,7 +142,7 @@ class Plan:
         row = self.table[at]
         state = optimizer.state[param]
         fresh = not state
-        row["numel"] = param.numel()
+        row["numel"] = like.numel()
         row["param_dtype"] = library.DTYPES[param.dtype]
         row["fresh"] = int("momentum_buffer" in names and state.get("momentum_buffer") is None)
         if row["fresh"] and optimizer.rule == "SGD":
@@ -139,24 +158,42 @@ class Plan:
             value = state.get(name)
             if value is None:
                 value = optimizer.new_state(name, param, like, dtype)
-            tensors[library.STATE + slot] = state[name] = self._as(value, like, dtype)
+            tensors[library.STATE + slot] = self._keep(state, name, value, param, like, dtype)
         if optimizer.ema_decay is not None:
             value = state.get("ema")
-            value = param.detach() if value is None else value
-            state["ema"] = self._as(value, like, torch.float32)
-            if state["ema"].data_ptr() == param.data_ptr():
-                state["ema"] = state["ema"].clone()
-            tensors[library.EMA] = state["ema"]
+            value = torch.clone(self.pieces[at].detach()) if value is None else value
+            tensors[library.EMA] = self._keep(state, "ema", value, param, like, torch.float32)
         elif "ema" in state and fresh:
             del state["ema"]
         if (mask := optimizer._masks.get(param)) is not None:
+            mask = shards.piece(mask, param, f"{self.name}.set_mask")
             tensors[library.MASK] = self._as(mask, like, torch.bool)
         if (copy := optimizer._copies.get(param)) is not None:
-            tensors[library.COPY] = copy
+            tensors[library.COPY] = shards.piece(copy, param, f"{self.name}.set_copy")
             row["copy_dtype"] = library.DTYPES[copy.dtype]
         for slot, tensor in tensors.items():
             self.handles[at, slot] = tensor._cdata
             self.kept.append(tensor)
+
+    def _keep(
+        self,
+        state: dict[str, Any],
+        name: str,
+        value: Tensor,
+        param: Tensor,
+        like: Tensor,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Puts a state of that dtype and layout in its place; returns what this process has of it."""
+        given = value
+        known = state.get(name) is not None
+        if known:
+            value = shards.piece(value, param, f"{self.name}: {name}")
+        right = self._as(value, like, dtype)
+        if not known or right is not value:
+            given = shards.like(right, param)
+        state[name] = given
+        return right
 
     @staticmethod
     def _state_dtype(state: dict[str, Any], names: tuple[str, ...], param: Tensor) -> torch.dtype:
@@ -186,7 +223,7 @@ class Plan:
         """No two parameters may share memory: one would be stepped twice, by two threads at once."""
         spans = [
             (param.data_ptr(), param.data_ptr() + param.numel() * param.element_size(), at)
-            for at, param in enumerate(self.params)
+            for at, param in enumerate(self.pieces)
             if not self.is_new[at] and at not in self.dense and param.numel()
         ]
         spans.sort()
@@ -215,6 +252,10 @@ class Plan:
             return False
         if not library.same_objects(_parameters(optimizer), self.params):
             return False
+        if self.sharded and not library.same_objects(
+            list(map(shards.local, self.params)), self.pieces
+        ):
+            return False
         states = list(optimizer.state.values())
         if set(map(type, states)) - {dict}:  # a user's own entries
             states = [state for state in states if isinstance(state, dict)]
@@ -223,7 +264,7 @@ class Plan:
     def gather(self) -> bool:
         """Pointers of this step; False if the plan has to be made anew."""
         if self.grad_handles is not None:
-            grads = [param.grad for param in self.params]
+            grads = [shards.local(self._grad(param)) for param in self.params]
             self.grad_handles[:] = [0 if grad is None else grad._cdata for grad in grads]
         library.gather(self.arguments)
         counts = self.arguments.counts
@@ -252,8 +293,8 @@ class Plan:
 
     def _regular(self, at: int) -> Tensor:
         """A copy of a gradient that is not laid out like its parameter."""
-        param = self.params[at]
-        grad = param.grad
+        param = self.pieces[at]
+        grad = shards.local(self._grad(self.params[at]))
         where = f"{self.name}: {self._where(at)}"
         if grad is None:
             raise RuntimeError(f"{where}: its gradient went away during step()")
@@ -275,6 +316,7 @@ class Plan:
 
     def step(self, optimizer: FusedStep) -> None:
         counts = self.arguments.counts
+        agreed = self._agree(optimizer) if self.sharded else None
         if counts[library.READY] + counts[library.IRREGULAR] == 0:
             return
         self.refresh()
@@ -286,17 +328,18 @@ class Plan:
                 self.table["grad_dtype"][at] = library.DTYPES[grad.dtype]
                 copies.append((at, grad))
         for at, dense in self.dense.items():
-            dense.copy_(self.params[at])
-        skipped = self._call(optimizer)
-        params = self.params
+            dense.copy_(self.pieces[at])
+        skipped = self._call(optimizer, agreed)
+        params = self.pieces
         if counts[library.NO_GRAD]:
             params = [params[at] for at in np.flatnonzero(self.table["grad"]).tolist()]
         for at, dense in self.dense.items():
             if not skipped and self.table["grad"][at]:
-                self.params[at].copy_(dense)
+                self.pieces[at].copy_(dense)
         if optimizer.zero_grads:
             for at, _ in copies:
-                self.params[at].grad.zero_()
+                if (whole := self._grad(self.params[at])) is not None:
+                    whole.zero_()
         if skipped:
             self._forget_first(optimizer)
             return
@@ -305,17 +348,53 @@ class Plan:
             self.table["fresh"] = np.where(self.table["grad"] != 0, 0, self.table["fresh"])
         torch.autograd.graph.increment_version(params)
 
-    def _call(self, optimizer: FusedStep) -> bool:
+    def _agree(self, optimizer: FusedStep) -> tuple[Tensor | None, Tensor | None]:
+        """Scale and found_inf for pieces, which know neither the whole norm nor the others' NaN.
+
+        Clipping goes into the scale: grad / (scale / clip).
+        """
+        scale = self._number(shards.local(getattr(optimizer, "grad_scale", None)))
+        found = getattr(optimizer, "found_inf", None)
+        if found is not None:
+            found = shards.anywhere(found, self.params)
+        grads = []
+        for at, param in enumerate(self.params):
+            if (grad := self._grad(param)) is not None:
+                shards.piece(grad, param, f"{self.name}: gradient of {self._where(at)}")
+                grads.append(grad)
+        if optimizer.max_grad_norm is None and not optimizer.skip_nonfinite:
+            return scale, found
+        divisor = 1.0 if scale is None else float(scale)
+        norm = shards.total_norm(grads) / divisor
+        optimizer._norm.fill_(norm)
+        if optimizer.skip_nonfinite and not math.isfinite(norm):
+            found = torch.ones(())
+        elif optimizer.norm_estimate is not None:
+            norm = float(optimizer.norm_estimate)
+            optimizer._norm.fill_(norm)
+        if optimizer.max_grad_norm is not None:
+            factor = optimizer.max_grad_norm / (norm + 1e-6)
+            if not factor >= 1.0:
+                scale = torch.tensor(divisor / factor if factor else math.inf)
+        return scale, found
+
+    def _call(
+        self, optimizer: FusedStep, agreed: tuple[Tensor | None, Tensor | None] | None = None
+    ) -> bool:
         """The kernel; True if it skipped the step."""
-        clipped = optimizer.max_grad_norm is not None
-        scale = self._number(getattr(optimizer, "grad_scale", None))
-        found = self._number(getattr(optimizer, "found_inf", None))
+        clipped = optimizer.max_grad_norm is not None and agreed is None
+        if agreed is None:
+            scale = self._number(getattr(optimizer, "grad_scale", None))
+            found = self._number(getattr(optimizer, "found_inf", None))
+        else:
+            scale, found = agreed
+        norm = self._number(optimizer.norm_estimate if clipped else None)
         before = int(optimizer._skipped)
         library.step(
             library.Call(
                 library.RULES.index(optimizer.rule),
                 int(optimizer.zero_grads),
-                int(optimizer.skip_nonfinite),
+                int(optimizer.skip_nonfinite and agreed is None),
                 int(optimizer.torch_tails),
                 self.table.ctypes.data,
                 len(self.table),
@@ -327,6 +406,9 @@ class Plan:
                 optimizer.ema_decay or 0.0,
                 optimizer._norm.data_ptr() if clipped else None,
                 optimizer._skipped.data_ptr(),
+                None if norm is None else norm.data_ptr(),
+                int(optimizer.clip_rounding == "torch"),
+                0,
             )
         )
         return int(optimizer._skipped) != before

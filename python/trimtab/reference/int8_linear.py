@@ -16,13 +16,15 @@ def int8_linear(
     bias: np.ndarray | None = None,
     activation: str = "none",
     out_dtype: str | None = None,
+    out_scale: np.ndarray | None = None,
 ) -> np.ndarray:
     """``act(x @ (w * w_scale).T + bias)`` with ``x`` [..., K] quantized row by row.
 
-    ``w`` [N, K] int8, ``w_scale`` [N] float32. Returns [..., N] of ``out_dtype``, by default x's.
+    ``w`` [N, K] int8, ``w_scale`` [N] float32. Returns [..., N] of ``out_dtype``, by default x's;
+    int8 has ``out_scale`` [1].
     """
     q, scale = quantize_int8(x)
     out_dtype = out_dtype or dtype_name(x)
     rows = q.reshape(scale.size, q.shape[-1])
-    out = int8_mm(rows, w, scale.reshape(-1), w_scale, bias, activation, out_dtype)
+    out = int8_mm(rows, w, scale.reshape(-1), w_scale, bias, activation, out_dtype, out_scale)
     return out.reshape(*scale.shape, w.shape[0])

@@ -22,6 +22,16 @@ def int8_dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a.astype(np.float64) @ b.astype(np.float64).T).astype(np.int64).astype(np.int32)
 
 
+def int8_code(t: np.ndarray, out_scale: np.ndarray) -> np.ndarray:
+    """float32 ``t`` as a next layer's int8 input: clamp(rne(t * (1 / out_scale)), -127, 127).
+
+    A NaN product gives 0, Inf +-127.
+    """
+    with np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore"):
+        code = t * (np.float32(1) / out_scale.astype(np.float32))
+    return np.where(np.isnan(code), 0, np.clip(np.rint(code), -127, 127)).astype(np.int8)
+
+
 def epilogue(
     t: np.ndarray,
     b_scale: np.ndarray,
@@ -29,8 +39,11 @@ def epilogue(
     bias: np.ndarray | None,
     activation: str,
     out_dtype: str,
+    out_scale: np.ndarray | None = None,
 ) -> np.ndarray:
     """Scales, bias, activation, one rounding: float32 ``t`` [M, N] to ``out_dtype`` [M, N]."""
+    if (out_dtype == "int8") != (out_scale is not None):
+        raise ValueError(f"expected out_scale with int8 out alone, got {out_dtype} and {out_scale}")
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         t = t * b_scale.astype(np.float32)[None, :]
         if a_scale is not None:
@@ -38,7 +51,7 @@ def epilogue(
         if bias is not None:
             t = t + to_float32(bias)[None, :]
         t = activate(activation, t)
-    return round_to(t, out_dtype)
+    return round_to(t, out_dtype) if out_scale is None else int8_code(t, out_scale)
 
 
 def int8_mm(
@@ -49,11 +62,12 @@ def int8_mm(
     bias: np.ndarray | None = None,
     activation: str = "none",
     out_dtype: str = "float32",
+    out_scale: np.ndarray | None = None,
 ) -> np.ndarray:
     """Scaled product of int8 ``a`` [M, K] and int8 ``b`` [N, K], transposed.
 
     ``a_scale`` [M] and ``b_scale`` [N] are float32, ``bias`` [N] any of the three float dtypes.
-    Returns [M, N] of ``out_dtype`` (bfloat16 as uint16 bits).
+    Returns [M, N] of ``out_dtype`` (bfloat16 as uint16 bits); int8 has ``out_scale`` [1] float32.
     """
     t = int8_dot(a, b).astype(np.float32)
-    return epilogue(t, b_scale, a_scale, bias, activation, out_dtype)
+    return epilogue(t, b_scale, a_scale, bias, activation, out_dtype, out_scale)

@@ -1,0 +1,145 @@
+// What comes before the update of optim_step on CUDA: the partial sums of the norm, where one is asked for;
+// then a thread a tensor makes its constants from the step count on the device, and counts the step.
+#pragma once
+#include "cuda/optim_step.cuh"
+
+namespace trimtab {
+namespace {
+
+constexpr int kNormThreads = 128;
+constexpr int kPrepareThreads = kNormSums;
+constexpr uint32_t kWarp = 0xffffffffu;
+
+// --- partial sums of squares: a warp a block of kNormBlock elements
+
+TT_DEVICE float norm_element(const OptimRow& row, int64_t at) {
+  const float x = load_one(row.grad, row.grad_dtype, at);
+  return row.mask == nullptr || load_global(row.mask + at) != 0 ? x : 0.0f;
+}
+
+// The lanes' sums in order, in double.
+TT_DEVICE double lanes_in_order(float lane_sum) {
+  double total = 0.0;
+#pragma unroll 1
+  for (int lane = 0; lane < 32; ++lane) total += double(__shfl_sync(kWarp, lane_sum, lane));
+  return total;
+}
+
+// Element i of the block goes into lane i % 32, as csrc/cpu/optim_lanes.h adds.
+__global__ void __launch_bounds__(kNormThreads, 8)
+    optim_norm(const __grid_constant__ OptimParams params) {
+  constexpr int kAhead = 8;  // loads under way
+  const int lane = threadIdx.x % 32;
+  const int64_t block = int64_t{blockIdx.x} * (kNormThreads / 32) + threadIdx.x / 32;
+  if (block >= params.n_blocks) return;
+  const OptimPiece piece = load_global(params.table.blocks + block);
+  const OptimRow row = load_global(params.table.rows + piece.row);
+  const int64_t begin = int64_t{piece.at} * kNormBlock, end = ::min(begin + kNormBlock, row.numel);
+  F32x1 sum = 0.0f;
+#pragma unroll 1
+  for (int64_t at = begin + lane; at < end; at += 32 * kAhead) {
+    float x[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k)
+      x[k] = at + 32 * k < end ? norm_element(row, at + 32 * k) : 0.0f;
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) sum = fma(F32x1(x[k]), F32x1(x[k]), sum);
+  }
+  double total = lanes_in_order(sum.v);
+  if (float_bits(float(total)) >=
+      0x7f800000u) {  // too large for fp32, or no number: once more in double
+    total = 0.0;
+#pragma unroll 1
+    for (int64_t at = begin; at < end; ++at) {
+      const double x = norm_element(row, at);
+      total += x * x;
+    }
+  }
+  if (lane == 0) store_global(params.sums + block, total);
+}
+
+// --- constants
+
+template <class Constants>
+TT_DEVICE void store_floats(float* to, const Constants& constants) {
+  store_global(reinterpret_cast<Constants*>(to), constants);
+}
+
+TT_DEVICE void store_constants(int rule, const tt_optim_group& group, const RuleStep& at,
+                               float* to) {
+  switch (rule) {
+    case TT_SGD: return store_floats(to, sgd_constants(group, at));
+    case TT_ADAM: return store_floats(to, adam_constants(group, at));
+    case TT_ADAGRAD: return store_floats(to, adagrad_constants(group, at));
+    case TT_RMSPROP: return store_floats(to, rmsprop_constants(group, at));
+    case TT_NADAM: return store_floats(to, nadam_constants(group, at));
+    case TT_RADAM: return store_floats(to, radam_constants(group, at));
+    case TT_ADAMAX: return store_floats(to, adamax_constants(group, at));
+    default: return store_floats(to, lion_constants(group, at));
+  }
+}
+
+// The sum of all partial sums, in every thread of the block.
+TT_DEVICE double all_sums(const OptimParams& params) {
+  double* sums = reinterpret_cast<double*>(shared_memory());
+  double mine = 0.0;
+  for (int64_t k = threadIdx.x; k < params.n_blocks; k += kNormSums)
+    mine += load_global(params.sums + k);
+  sums[threadIdx.x] = mine;
+  __syncthreads();
+#pragma unroll 1
+  for (unsigned half = kNormSums / 2; half > 0; half /= 2) {
+    if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    __syncthreads();
+  }
+  return sums[0];
+}
+
+// Scale, clip coefficient and whether to skip; the first block also tells the caller.
+TT_DEVICE OptimFacts find_facts(const OptimParams& params) {
+  const bool speaks = blockIdx.x == 0 && threadIdx.x == 0;
+  OptimFacts facts = {1.0f, 1.0f, 0, 0};
+  if (params.grad_scale != nullptr) facts.scale = load_global(params.grad_scale);
+  if (params.found_inf != nullptr) facts.skip = load_global(params.found_inf) != 0.0f;
+  if (params.wants_norm) {
+    double norm = params.given_norm != nullptr ? double(load_global(params.given_norm)) : 0.0;
+    bool finite = true;
+    if (params.sums_squares) {
+      const double found = ::sqrt(all_sums(params)) / double(facts.scale);
+      finite = !params.skip_nonfinite || found - found == 0.0;
+      if (params.given_norm == nullptr || !finite) norm = found;
+    }
+    if (speaks && !facts.skip && params.norm != nullptr) store_global(params.norm, float(norm));
+    if (!finite) facts.skip = 1;
+    const double factor = params.max_norm / (norm + 1e-6);
+    if (params.max_norm >= 0.0 && !(factor >= 1.0)) facts.clip = float(factor);
+  }
+  if (speaks) {
+    store_global(params.facts, facts);
+    if (facts.skip && params.skipped != nullptr)
+      store_global(params.skipped, load_global(params.skipped) + 1);
+  }
+  return facts;
+}
+
+__global__ void __launch_bounds__(kPrepareThreads, 1)
+    optim_prepare(const __grid_constant__ OptimParams params) {
+  const OptimFacts facts = find_facts(params);
+  const int64_t at = int64_t{blockIdx.x} * kPrepareThreads + threadIdx.x;
+  if (at >= params.n_rows || facts.skip) return;
+  const OptimRow row = load_global(params.table.rows + at);
+  if (row.grad == nullptr) return;
+  tt_optim_group group = load_global(params.table.groups + row.group);
+  if (group.lr_tensor != nullptr) group.lr = double(load_global(group.lr_tensor));
+  const float step = row.step != nullptr ? load_global(row.step) + 1.0f : 1.0f;
+  float product = row.product != nullptr ? load_global(row.product) : 1.0f;
+  float* const constants = params.constants + at * kConstantFloats;
+  store_constants(params.rule, group, {double(step), &product, tt_dtype(row.param_dtype)},
+                  constants);
+  store_global(constants + kThreshold, float(group.lr * group.l1));
+  if (row.step != nullptr) store_global(row.step, step);
+  if (row.product != nullptr) store_global(row.product, product);
+}
+
+}  // namespace
+}  // namespace trimtab

@@ -1,0 +1,259 @@
+// optim_step on CUDA: at most three launches for any number of tensors, and nothing waits for the host.
+//
+//   optim_norm      partial sums of squares of the gradients, where a norm is asked for
+//   optim_prepare   the norm, the clip coefficient, whether to skip; each tensor's constants and step count
+//   optim_update    everything else
+#include <trimtab/optim_step.h>
+
+#include <cstring>
+
+#include "cpu/optim_rules.h"
+#include "cuda/launch.cuh"
+#include "cuda/optim_prepare.cuh"
+
+namespace trimtab {
+namespace {
+
+constexpr const char* kOp = "optim_step";
+
+tt_status check(const tt_optim_call& call) {
+  const auto bad = [](int64_t i, const char* what) {
+    return set_error(TT_INVALID_ARGUMENT, "%s: tensor %lld: expected %s", kOp, (long long)i, what);
+  };
+  const auto is_dtype = [](int d) { return d == TT_F32 || d == TT_BF16 || d == TT_F16; };
+  if (call.rule < 0 || call.rule >= TT_RULES)
+    return set_error(TT_INVALID_ARGUMENT, "%s: expected a tt_rule, got %d", kOp, call.rule);
+  if (call.n_tensors < 0 || call.n_groups < 0 || (call.n_tensors > 0 && !call.tensors) ||
+      (call.n_groups > 0 && !call.groups))
+    return set_error(TT_INVALID_ARGUMENT, "%s: expected tensors and groups", kOp);
+  const OptimRule& rule = optim_rule(tt_rule(call.rule));
+  for (int64_t i = 0; i < call.n_tensors; ++i) {
+    const tt_optim_tensor& t = call.tensors[i];
+    if (t.grad == nullptr) continue;
+    if (t.numel < 0 || t.numel >= int64_t{1} << 40) return bad(i, "0 <= numel < 2^40");
+    if (t.group < 0 || t.group >= call.n_groups) return bad(i, "group to be an index into groups");
+    if (!is_dtype(t.param_dtype) || !is_dtype(t.grad_dtype) || !is_dtype(t.state_dtype) ||
+        (t.copy && !is_dtype(t.copy_dtype)))
+      return bad(i, "float32, bfloat16 or float16 on CUDA");
+    if (t.param == nullptr && t.numel > 0) return bad(i, "param, got NULL");
+    if (rule.counts_steps && t.step == nullptr) return bad(i, "step, got NULL");
+    if (rule.has_product && t.product == nullptr) return bad(i, "product, got NULL");
+    const int states = rule.states(rule.variant(call.groups[t.group], t.fresh != 0));
+    for (int k = 0; k < states; ++k)
+      if (t.state[k] == nullptr && t.numel > 0) return bad(i, "all of the rule's states, got NULL");
+  }
+  return TT_OK;
+}
+
+int bytes_of(int dtype) { return dtype == TT_F32 ? 4 : 2; }
+
+// The least number of elements by which every array has to be extended to the left to begin at a multiple of
+// 16 bytes; -1: no number does.
+int common_shift(const tt_optim_tensor& t, int states) {
+  const auto fits = [](const void* p, int size, int shift) {
+    return p == nullptr || (reinterpret_cast<uintptr_t>(p) - uintptr_t(shift * size)) % 16 == 0;
+  };
+  for (int shift = 0; shift < kEight; ++shift) {
+    bool all = fits(t.param, bytes_of(t.param_dtype), shift) &&
+               fits(t.grad, bytes_of(t.grad_dtype), shift) && fits(t.ema, 4, shift) &&
+               fits(t.copy, t.copy ? bytes_of(t.copy_dtype) : 4, shift);
+    for (int k = 0; k < states; ++k) all = all && fits(t.state[k], bytes_of(t.state_dtype), shift);
+    if (all) return shift;
+  }
+  return -1;
+}
+
+OptimRow make_row(const tt_optim_call& call, const tt_optim_tensor& t) {
+  OptimRow row = {};
+  if (t.grad == nullptr) return row;
+  const OptimRule& rule = optim_rule(tt_rule(call.rule));
+  const int variant = rule.variant(call.groups[t.group], t.fresh != 0);
+  const int tail = variant | (call.torch_tails ? rule.tail : 0);
+  const int states = rule.states(variant);
+  const int64_t lanes = 32 / bytes_of(t.param_dtype);  // of torch's vectors
+  row.param = t.param;
+  row.grad = t.grad;
+  for (int k = 0; k < states; ++k) row.state[k] = t.state[k];
+  row.ema = t.ema;
+  row.copy = t.copy;
+  row.mask = t.mask;
+  row.step = t.step;
+  row.product = t.product;
+  row.numel = t.numel;
+  row.body = tail == variant ? t.numel : t.numel / lanes * lanes;
+  row.group = t.group;
+  row.param_dtype = t.param_dtype;
+  row.grad_dtype = t.grad_dtype;
+  row.state_dtype = t.state_dtype;
+  row.copy_dtype = t.copy_dtype;
+  row.variant = uint8_t(variant);
+  row.tail = uint8_t(tail);
+  row.states = uint8_t(states);
+  const int shift = common_shift(t, states);
+  row.wide = shift >= 0;
+  row.shift = uint8_t(shift > 0 ? shift : 0);
+  row.negate = (call.groups[t.group].flags & TT_MAXIMIZE) != 0;
+  return row;
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Sizes of table and workspace, a function of the call and the device.
+struct Layout {
+  int64_t n_pieces = 0, n_blocks = 0, piece = 0;  // piece: tiles
+  int64_t groups, pieces, blocks, bytes;  // of the table: where its arrays begin, and its end
+  int64_t constants, sums, workspace;
+};
+
+// A tile more where the tensor is extended to the left.
+int64_t tiles_of(const tt_optim_tensor& t) {
+  return t.grad == nullptr || t.numel == 0 ? 0 : ceil_div(t.numel + kEight - 1, kTile);
+}
+
+Layout layout_of(const tt_optim_call& call, int sm_count) {
+  Layout l;
+  int64_t tiles = 0;
+  for (int64_t i = 0; i < call.n_tensors; ++i) tiles += tiles_of(call.tensors[i]);
+  // Four blocks run on a multiprocessor at once. Pieces for eight rounds of them balance well; 32 tiles
+  // take so long that starting a block costs nothing.
+  const int64_t share = tiles / (int64_t{sm_count} * 32);
+  l.piece = share < 1 ? 1 : share > 32 ? 32 : share;
+  for (int64_t i = 0; i < call.n_tensors; ++i) {
+    const tt_optim_tensor& t = call.tensors[i];
+    if (t.grad == nullptr) continue;
+    l.n_pieces += ceil_div(tiles_of(t), l.piece);
+    l.n_blocks += ceil_div(t.numel, kNormBlock);
+  }
+  const auto after = [](int64_t at, int64_t count, int64_t size) {
+    return ceil_div(at + count * size, 64) * 64;
+  };
+  l.groups = after(0, call.n_tensors, sizeof(OptimRow));
+  l.pieces = after(l.groups, call.n_groups, sizeof(tt_optim_group));
+  l.blocks = after(l.pieces, l.n_pieces, sizeof(OptimPiece));
+  l.bytes = after(l.blocks, l.n_blocks, sizeof(OptimPiece));
+  l.constants = after(0, 1, sizeof(OptimFacts));
+  l.sums = after(l.constants, call.n_tensors * kConstantFloats, sizeof(float));
+  l.workspace = after(l.sums, l.n_blocks, sizeof(double));
+  return l;
+}
+
+template <class T>
+T* at_byte(const void* base, int64_t offset) {
+  return reinterpret_cast<T*>(static_cast<char*>(const_cast<void*>(base)) + offset);
+}
+
+OptimTable table_at(const Layout& l, const void* base) {
+  return {at_byte<OptimRow>(base, 0), at_byte<tt_optim_group>(base, l.groups),
+          at_byte<OptimPiece>(base, l.pieces), at_byte<OptimPiece>(base, l.blocks)};
+}
+
+OptimParams make_params(const tt_optim_call& call, const Layout& l, const void* table, void* work) {
+  OptimParams p = {};
+  p.table = table_at(l, table);
+  p.facts = at_byte<OptimFacts>(work, 0);
+  p.constants = at_byte<float>(work, l.constants);
+  p.sums = at_byte<double>(work, l.sums);
+  p.n_rows = call.n_tensors;
+  p.n_blocks = l.n_blocks;
+  p.rule = call.rule;
+  p.tiles = int32_t(l.piece);
+  p.zero_grad = call.zero_grad;
+  p.skip_nonfinite = call.skip_nonfinite;
+  p.grad_scale = call.grad_scale;
+  p.found_inf = call.found_inf;
+  p.norm = call.norm;
+  p.skipped = call.skipped;
+  p.given_norm = call.given_norm;
+  p.max_norm = call.max_norm;
+  p.ema_rest = float(1.0 - call.ema_decay);
+  p.wants_norm = call.max_norm >= 0.0 || call.skip_nonfinite || call.norm != nullptr;
+  p.sums_squares = p.wants_norm && (call.given_norm == nullptr || call.skip_nonfinite);
+  return p;
+}
+
+using UpdateKernel = void (*)(const OptimParams);
+
+UpdateKernel update_kernel(int rule) {
+  switch (rule) {
+    case TT_SGD: return optim_update<RuleFamily<Sgd, kSgdVariants, 1>>;
+    case TT_ADAM: return optim_update<RuleFamily<Adam, kAdamVariants, 3>>;
+    case TT_ADAGRAD: return optim_update<RuleFamily<Adagrad, kAdagradVariants, 1>>;
+    case TT_RMSPROP: return optim_update<RuleFamily<Rmsprop, kRmspropVariants, 3>>;
+    case TT_NADAM: return optim_update<RuleFamily<Nadam, kNadamVariants, 2>>;
+    case TT_RADAM: return optim_update<RuleFamily<Radam, kRadamVariants, 2>>;
+    case TT_ADAMAX: return optim_update<RuleFamily<Adamax, kAdamaxVariants, 2>>;
+    case TT_LION: return optim_update<RuleFamily<Lion, kLionVariants, 1>>;
+    default: return nullptr;
+  }
+}
+
+tt_status checked_layout(const tt_optim_call* call, Layout* layout) {
+  if (call == nullptr) return set_error(TT_INVALID_ARGUMENT, "%s: call is NULL", kOp);
+  tt_status status = check(*call);
+  if (status != TT_OK) return status;
+  if (update_kernel(call->rule) == nullptr)
+    return set_error(TT_UNSUPPORTED, "%s: %s has no CUDA kernel", kOp,
+                     optim_rule(tt_rule(call->rule)).name);
+  if (call->round_clipped)
+    return set_error(TT_UNSUPPORTED, "%s: round_clipped is the CPU's only", kOp);
+  DeviceFacts facts;
+  status = device_facts(kOp, &facts);
+  if (status == TT_OK) *layout = layout_of(*call, facts.sm_count);
+  return status;
+}
+
+}  // namespace
+}  // namespace trimtab
+
+using namespace trimtab;
+
+tt_status tt_optim_step_sizes_cuda(const tt_optim_call* call, int64_t* table, int64_t* workspace) {
+  Layout l;
+  const tt_status status = checked_layout(call, &l);
+  if (status != TT_OK) return status;
+  *table = l.bytes;
+  *workspace = l.workspace;
+  return TT_OK;
+}
+
+tt_status tt_optim_step_table_cuda(const tt_optim_call* call, void* table) {
+  Layout l;
+  const tt_status status = checked_layout(call, &l);
+  if (status != TT_OK) return status;
+  std::memset(table, 0, size_t(l.bytes));
+  const OptimTable to = table_at(l, table);
+  if (call->n_groups > 0)
+    std::memcpy(to.groups, call->groups, size_t(call->n_groups) * sizeof *call->groups);
+  OptimPiece *pieces = to.pieces, *blocks = to.blocks;
+  for (int64_t i = 0; i < call->n_tensors; ++i) {
+    const tt_optim_tensor& t = call->tensors[i];
+    to.rows[i] = make_row(*call, t);
+    for (int64_t tile = 0; tile < tiles_of(t); tile += l.piece)
+      *pieces++ = {int32_t(i), int32_t(tile)};
+    if (t.grad == nullptr) continue;
+    for (int64_t block = 0; block < ceil_div(t.numel, kNormBlock); ++block)
+      *blocks++ = {int32_t(i), int32_t(block)};
+  }
+  return TT_OK;
+}
+
+tt_status tt_optim_step_cuda(const tt_optim_call* call, const void* table, void* workspace,
+                             tt_stream stream) {
+  Layout l;
+  tt_status status = checked_layout(call, &l);
+  if (status != TT_OK || call->n_tensors == 0) return status;
+  const OptimParams p = make_params(*call, l, table, workspace);
+  const auto blocks = [](int64_t n) { return dim3(unsigned(n)); };
+  if (p.sums_squares && l.n_blocks > 0) {
+    const LaunchShape shape = {blocks(ceil_div(l.n_blocks, kNormThreads / 32)), dim3(kNormThreads),
+                               0};
+    status = launch(kOp, optim_norm, shape, p, stream);
+    if (status != TT_OK) return status;
+  }
+  const LaunchShape prepare = {blocks(ceil_div(call->n_tensors, kPrepareThreads)),
+                               dim3(kPrepareThreads), kNormSums * int(sizeof(double))};
+  status = launch(kOp, optim_prepare, prepare, p, stream);
+  if (status != TT_OK || l.n_pieces == 0) return status;
+  return launch(kOp, update_kernel(call->rule), {blocks(l.n_pieces), dim3(kUpdateThreads), 0}, p,
+                stream);
+}

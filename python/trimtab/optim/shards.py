@@ -1,0 +1,111 @@
+"""Parameters cut over processes: DTensors, as FSDP2 and tensor parallelism make them.
+
+Each process steps the piece it holds; the states are DTensors cut alike, so that checkpoints reshard.
+Only what concerns all pieces, the norm of the gradients and whether they are finite, is agreed on
+between the processes.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def dtensor_class() -> Any:
+    """torch's DTensor; None while nobody has imported it, and then there are none."""
+    return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    kind = dtensor_class()
+    return kind is not None and isinstance(tensor, kind)
+
+
+def local(tensor: Any) -> Any:
+    """The piece that this process holds; any other tensor is its own."""
+    return tensor._local_tensor if is_sharded(tensor) else tensor
+
+
+def piece(value: Tensor, param: Tensor, what: str) -> Tensor:
+    """The piece of ``value``, which must be cut like its parameter."""
+    if is_sharded(value) != is_sharded(param):
+        kinds = ["a plain tensor", "a DTensor"]
+        raise ValueError(
+            f"{what}: expected {kinds[is_sharded(param)]}, like its parameter, got "
+            f"{kinds[is_sharded(value)]}; torch.distributed.tensor.distribute_tensor cuts one, "
+            "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict a whole state dict"
+        )
+    if is_sharded(value) and _cut(value) != _cut(param):
+        raise ValueError(f"{what}: expected it cut as {_cut(param)}, got {_cut(value)}")
+    return local(value)
+
+
+def like(value: Tensor, param: Tensor) -> Tensor:
+    """``value``, a piece, as a tensor cut like ``param``."""
+    kind = dtensor_class()
+    if kind is None or not isinstance(param, kind):
+        return value
+    mesh, placements = _cut(param)
+    # A stride of the whole only says in which order its dimensions lie.
+    return kind.from_local(
+        value, mesh, placements, run_check=False, shape=param.shape, stride=param.stride()
+    )
+
+
+def _cut(tensor: Any) -> tuple[Any, Any]:
+    return tensor.device_mesh, tensor.placements
+
+
+def _groups(tensor: Tensor) -> tuple[Any, ...]:
+    """The process groups that hold different pieces of it, one a dimension of its mesh."""
+    if not is_sharded(tensor):
+        return ()
+    mesh, placements = _cut(tensor)
+    return tuple(mesh.get_group(i) for i, p in enumerate(placements) if not p.is_replicate())
+
+
+def total_norm(grads: Iterable[Tensor]) -> float:
+    """2-norm of all gradients, pieces elsewhere included; every process gets the same."""
+    sums: dict[tuple[Any, ...], float] = {}
+    for grad in grads:
+        groups = _groups(grad)
+        norm = float(torch.linalg.vector_norm(local(grad), dtype=torch.float64))
+        sums[groups] = sums.get(groups, 0.0) + norm * norm
+    total = 0.0
+    for groups, value in sums.items():
+        shared = torch.tensor(value, dtype=torch.float64)
+        for group in groups:
+            torch.distributed.all_reduce(shared, group=group)
+        total += float(shared)
+    return math.sqrt(total)
+
+
+def anywhere(found: Any, params: Sequence[Tensor]) -> Tensor:
+    """GradScaler's found_inf, which each process has of its own pieces: 1 if one of them saw one."""
+    worst = torch.as_tensor(local(found), dtype=torch.float32, device="cpu").reshape(()).clone()
+    for group in dict.fromkeys(group for param in params for group in _groups(param)):
+        torch.distributed.all_reduce(worst, torch.distributed.ReduceOp.MAX, group=group)
+    return worst
+
+
+def refuse_partition(name: str, options: Sequence[str]) -> None:
+    """Raises if ZeroRedundancyOptimizer is making this optimizer and one of the options is on.
+
+    It gives each process whole parameters, but not all of them, and nothing tells the optimizer so:
+    a norm or a skip of its own would differ from process to process.
+    """
+    module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
+    frame = sys._getframe() if module is not None and options else None
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), module.ZeroRedundancyOptimizer):  # type: ignore[union-attr]
+            raise ValueError(
+                f"{name}: {' and '.join(options)} would look at this process's share of the "
+                "parameters only under ZeroRedundancyOptimizer; every process has all gradients, so "
+                "call torch.nn.utils.clip_grad_norm_(model.parameters(), ...) before step()"
+            )
+        frame = frame.f_back
