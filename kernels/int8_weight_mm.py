@@ -71,10 +71,10 @@ def int8_weight_mm_kernel(
     # left operand of a tensor core instruction may come from there. So too 64 rows of b, not of a,
     # fill a wgmma, and a few rows of a waste nothing.
     acc = tl.zeros([BLOCK_N, BLOCK_M], dtype=tl.float32)
-    # One loop over all groups, each rounded up to whole steps, so that it is pipelined across their edges.
+    # One loop over all groups, each rounded up to whole steps, so that it is pipelined across them.
     steps = tl.cdiv(group_size, BLOCK_K)
     end = steps * tl.cdiv(K, group_size) * BLOCK_K if GROUPED else K
-    for at in range(0, end, BLOCK_K):  # noqa: PIE808
+    for at in range(0, end, BLOCK_K):
         group = 0
         left = K - at
         a_here, b_here = a_ptrs, b_ptrs

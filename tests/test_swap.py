@@ -10,7 +10,7 @@ from torch import nn
 
 import trimtab
 from trimtab import report as report_module
-from trimtab import swap as swap_module
+from trimtab import swap_run as swap_module
 from trimtab.nn import Int8Linear
 
 

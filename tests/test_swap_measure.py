@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import trimtab
-from trimtab import swap, swap_measure
+from trimtab import swap_measure
+from trimtab import swap_run as swap
 from trimtab.nn import Int8Linear
 
 

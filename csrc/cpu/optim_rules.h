@@ -11,6 +11,7 @@ struct OptimRule {
   bool has_product;  // needs tt_optim_tensor::product
   int (*variant)(const tt_optim_group& group, bool fresh);
   int (*states)(int variant);
+  unsigned signs;  // bit k: state k can be negative
   int tail;  // what turns a variant into that of torch's tails; 0: they agree with the rest
   void (*constants)(const tt_optim_group& group, const RuleStep& at, float* out);
   // Of a rule that steps by the norms of a tensor: what turns a variant into one that leaves the direction

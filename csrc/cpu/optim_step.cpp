@@ -14,6 +14,7 @@
 #include "cpu/isa.h"
 #include "cpu/optim_kernels.h"
 #include "cpu/optim_rules.h"
+#include "cpu/optim_window.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
 #include "cpu/status.h"
@@ -27,8 +28,12 @@ namespace {
 constexpr int64_t kMinTask = 4 * kOptimNormBlock, kMaxTask = 16 * kOptimNormBlock;
 constexpr int64_t kWorthThreads = 32768;  // elements; below, waking a thread costs what it saves
 
-int64_t bytes_of(int dtype) { return dtype == TT_F32 ? 4 : 2; }
 bool is_dtype(int dtype) { return dtype == TT_F32 || dtype == TT_BF16 || dtype == TT_F16; }
+
+// A remainder makes the parameter an fp32 one.
+int arithmetic_dtype(const tt_optim_tensor& t) {
+  return t.master_kind == TT_MASTER_REMAINDER ? int(TT_F32) : t.param_dtype;
+}
 
 // What all elements of a tensor share; tensors of one group and step count share it too.
 struct Shared {
@@ -47,6 +52,7 @@ struct Shared {
 struct Job {
   const tt_optim_call& call;
   OptimKernels kernels;
+  OptimMemoryKernels memory;
   int64_t total;  // elements
   int64_t* offset;  // [n + 1] of each tensor's first element among all
   int64_t* block;  // [n + 1] of its first partial sum
@@ -76,16 +82,27 @@ tt_status check(const tt_optim_call& call) {
     if (t.grad == nullptr) continue;
     if (t.numel < 0) return bad(i, "numel >= 0");
     if (t.group < 0 || t.group >= call.n_groups) return bad(i, "group to be an index into groups");
-    if (!is_dtype(t.param_dtype) || !is_dtype(t.grad_dtype) || !is_dtype(t.state_dtype) ||
+    if (!is_dtype(t.param_dtype) || !is_dtype(t.grad_dtype) ||
+        (!is_dtype(t.state_dtype) && t.state_dtype != TT_DYNAMIC8) ||
         (t.copy && !is_dtype(t.copy_dtype))) {
       return bad(i, "float32, bfloat16 or float16");
     }
+    if (t.master_kind < 0 || t.master_kind > TT_MASTER_REMAINDER) return bad(i, "a tt_master");
+    if (t.master_kind != TT_MASTER_NONE && t.param_dtype != TT_BF16) {
+      return bad(i, "bfloat16 where there is a master");
+    }
+    if (t.master_kind != TT_MASTER_NONE && t.master == nullptr && t.numel > 0) {
+      return bad(i, "master, got NULL");
+    }
     if (t.param == nullptr && t.numel > 0) return bad(i, "param, got NULL");
-    if (rule.counts_steps && t.step == nullptr) return bad(i, "step, got NULL");
+    if ((rule.counts_steps || call.stochastic) && t.step == nullptr)
+      return bad(i, "step, got NULL");
     if (rule.has_product && t.product == nullptr) return bad(i, "product, got NULL");
     const int states = rule.states(rule.variant(call.groups[t.group], t.fresh != 0));
     for (int k = 0; k < states; ++k)
-      if (t.state[k] == nullptr && t.numel > 0) return bad(i, "all of the rule's states, got NULL");
+      if (t.numel > 0 &&
+          (t.state[k] == nullptr || (t.state_dtype == TT_DYNAMIC8 && t.scale[k] == nullptr)))
+        return bad(i, "all of the rule's states, got NULL");
   }
   return TT_OK;
 }
@@ -139,7 +156,7 @@ void make_shared(Job& job) {
     int32_t& latest = job.latest[t.group];
     if (latest < 0 || rule.probe || job.shared[latest].step != step ||
         job.shared[latest].fresh != t.fresh || job.shared[latest].product_before != product ||
-        job.shared[latest].dtype != t.param_dtype) {
+        job.shared[latest].dtype != arithmetic_dtype(t)) {
       const tt_optim_group& group = call.groups[t.group];
       Shared& s = job.shared[latest = count++];
       const int variant = rule.variant(group, t.fresh != 0);
@@ -149,17 +166,17 @@ void make_shared(Job& job) {
       };
       s.update = loop(variant, TT_F32);
       s.tail = loop(tail, TT_F32);
-      s.typed_update = loop(variant, t.param_dtype);
-      s.typed_tail = loop(tail, t.param_dtype);
+      s.typed_update = loop(variant, arithmetic_dtype(t));
+      s.typed_tail = loop(tail, arithmetic_dtype(t));
       s.probe = rule.probe ? loop(variant | rule.probe, TT_F32) : nullptr;
       s.states = rule.states(variant);
       s.sign = group.flags & TT_MAXIMIZE ? -1.0f : 1.0f;
       s.threshold = float(group.lr * group.l1);
       s.step = step;
       s.fresh = t.fresh;
-      s.dtype = t.param_dtype;
+      s.dtype = arithmetic_dtype(t);
       s.product_before = s.product = product;
-      rule.constants(group, {step, &s.product, tt_dtype(t.param_dtype)}, s.constants);
+      rule.constants(group, {step, &s.product, tt_dtype(arithmetic_dtype(t))}, s.constants);
     }
     job.shared_of[i] = latest;
   }
@@ -217,24 +234,6 @@ double sum_squares(Job& job, const tt_parallel* parallel) {
   return sums[0];
 }
 
-// An array of a tensor, kOptimBlock elements at a time, as fp32.
-struct Window {
-  char* data = nullptr;
-  tt_dtype dtype = TT_F32;
-  float* values = nullptr;  // the elements themselves, or the buffer
-  alignas(64) float buffer[kOptimBlock];
-
-  void open(const OptimKernels& kernels, void* array, int array_dtype, int64_t begin, int64_t n) {
-    dtype = tt_dtype(array_dtype);
-    data = static_cast<char*>(array) + begin * bytes_of(dtype);
-    values = dtype == TT_F32 ? reinterpret_cast<float*>(data) : buffer;
-    if (dtype != TT_F32) kernels.widen(data, dtype, buffer, n);
-  }
-  void close(const OptimKernels& kernels, int64_t n) {
-    if (dtype != TT_F32) kernels.narrow(buffer, data, dtype, n);
-  }
-};
-
 // A block of gradients unscaled, clipped and with the sign that minimizes, into its buffer.
 const float* prepare_block(const Job& job, const Shared& s, Window& grad, int64_t n) {
   const OptimKernels& kernels = job.kernels;
@@ -245,8 +244,8 @@ const float* prepare_block(const Job& job, const Shared& s, Window& grad, int64_
   }
   uint16_t rounded[kOptimBlock];
   const auto round = [&] {
-    kernels.narrow(grad.buffer, rounded, grad.dtype, n);
-    kernels.widen(rounded, grad.dtype, grad.buffer, n);
+    kernels.narrow(grad.buffer, rounded, tt_dtype(grad.dtype), n);
+    kernels.widen(rounded, tt_dtype(grad.dtype), grad.buffer, n);
   };
   kernels.prepare(grad.values, job.scale, 1.0f, s.sign, grad.buffer, n);
   round();
@@ -259,12 +258,15 @@ const float* prepare_block(const Job& job, const Shared& s, Window& grad, int64_
 void update_block(const Job& job, const tt_optim_tensor& t, const Shared& s, OptimUpdateFn rule,
                   int64_t begin, int64_t n) {
   const OptimKernels& kernels = job.kernels;
-  Window param, grad, state[TT_OPTIM_STATES];
+  const unsigned signs = optim_rule(tt_rule(job.call.rule)).signs;
+  ParamWindow param;
+  Window grad;
+  StateWindow state[TT_OPTIM_STATES];
   void* states[TT_OPTIM_STATES];
-  param.open(kernels, t.param, t.param_dtype, begin, n);
+  param.open(kernels, job.memory, t, begin, n);
   grad.open(kernels, t.grad, t.grad_dtype, begin, n);
   for (int k = 0; k < s.states; ++k) {
-    state[k].open(kernels, t.state[k], t.state_dtype, begin, n);
+    state[k].open(kernels, job.memory, t, k, signs >> k & 1, begin, n);
     states[k] = state[k].values;
   }
   const float* g = grad.values;
@@ -277,14 +279,25 @@ void update_block(const Job& job, const tt_optim_tensor& t, const Shared& s, Opt
     kernels.apply_mask(param.values, t.mask + begin, n);
     for (int k = 0; k < s.states; ++k) kernels.apply_mask(state[k].values, t.mask + begin, n);
   }
-  param.close(kernels, n);
-  for (int k = 0; k < s.states; ++k) state[k].close(kernels, n);
+  RandomKey keys[TT_OPTIM_STATES + 1];
+  const auto rounding = [&](int stream) {
+    const bool random = job.call.stochastic != 0;
+    if (random) {
+      const uint64_t index = uint64_t(&t - job.call.tensors);
+      keys[stream] = random_key(job.call.seed, uint64_t(s.step), index, uint64_t(stream));
+    }
+    return WindowRounding{&job.memory, random ? &keys[stream] : nullptr, begin};
+  };
+  param.close(kernels, rounding(0), n);
+  for (int k = 0; k < s.states; ++k) state[k].close(kernels, rounding(1 + k), n);
   if (t.copy) {
     char* copy = static_cast<char*>(t.copy) + begin * bytes_of(t.copy_dtype);
     kernels.narrow(param.values, copy, tt_dtype(t.copy_dtype), n);
   }
   if (t.ema) {  // of the parameter as it was stored
-    if (param.dtype != TT_F32) kernels.widen(param.data, param.dtype, param.buffer, n);
+    if (param.dtype != TT_F32 && param.kind == TT_MASTER_NONE) {
+      kernels.widen(param.data, tt_dtype(param.dtype), param.buffer, n);
+    }
     kernels.average(t.ema + begin, param.values, float(1.0 - job.call.ema_decay), n);
   }
   if (job.call.zero_grad) std::memset(grad.data, 0, size_t(n * bytes_of(t.grad_dtype)));
@@ -296,7 +309,9 @@ void update_range(const Job& job, const tt_optim_tensor& t, const Shared& s, boo
   const bool one_dtype =
       t.grad_dtype == t.param_dtype && (t.state_dtype == t.param_dtype || s.states == 0);
   const bool bare = one_dtype && job.scale == 1.0f && job.clip == 1.0f && s.sign == 1.0f &&
-                    !(s.threshold > 0.0f) && !t.mask && !t.ema && !t.copy && !job.call.zero_grad;
+                    t.master_kind == TT_MASTER_NONE &&
+                    (!job.call.stochastic || t.param_dtype == TT_F32) && !(s.threshold > 0.0f) &&
+                    !t.mask && !t.ema && !t.copy && !job.call.zero_grad;
   if (bare && begin < end) {
     const int64_t at = begin * bytes_of(t.param_dtype);
     void* states[TT_OPTIM_STATES];
@@ -315,8 +330,9 @@ void update(const Job& job, const tt_parallel* parallel) {
   for_pieces(job, parallel, [&](int64_t i, int64_t begin, int64_t end) {
     const tt_optim_tensor& t = job.call.tensors[i];
     const Shared& s = job.shared[job.shared_of[i]];
-    const int64_t lanes = 32 / bytes_of(t.param_dtype);  // of torch's vectors
-    const int64_t tail = s.tail == s.update ? t.numel : t.numel / lanes * lanes;
+    const int64_t lanes = 32 / bytes_of(arithmetic_dtype(t));  // of torch's vectors
+    const bool whole = s.tail == s.update || t.state_dtype == TT_DYNAMIC8;  // scales span the tail
+    const int64_t tail = whole ? t.numel : t.numel / lanes * lanes;
     update_range(job, t, s, false, begin, std::min(end, tail));
     update_range(job, t, s, true, std::max(begin, tail), end);
   });
@@ -326,15 +342,21 @@ void update(const Job& job, const tt_parallel* parallel) {
 void probe_block(const Job& job, const tt_optim_tensor& t, const Shared& s, int64_t begin,
                  int64_t n, double* squares) {
   const OptimKernels& kernels = job.kernels;
-  Window param, grad, state[TT_OPTIM_STATES];
+  const unsigned signs = optim_rule(tt_rule(job.call.rule)).signs;
+  ParamWindow param;
+  Window grad;
+  StateWindow state[TT_OPTIM_STATES];
   void* states[TT_OPTIM_STATES];
-  const auto open_copy = [&](Window& window, void* array, int dtype) {
-    window.open(kernels, array, dtype, begin, n);
+  const auto copy = [n](Window& window) {
     if (window.values != window.buffer) std::memcpy(window.buffer, window.values, size_t(n) * 4);
     return window.buffer;
   };
-  float* const p = open_copy(param, t.param, t.param_dtype);
-  for (int k = 0; k < s.states; ++k) states[k] = open_copy(state[k], t.state[k], t.state_dtype);
+  param.open(kernels, job.memory, t, begin, n);
+  float* const p = copy(param);
+  for (int k = 0; k < s.states; ++k) {
+    state[k].open(kernels, job.memory, t, k, signs >> k & 1, begin, n);
+    states[k] = copy(state[k]);
+  }
   grad.open(kernels, t.grad, t.grad_dtype, begin, n);
   const float* const g = prepare_block(job, s, grad, n);
   squares[0] += kernels.sum_squares(p, n);
@@ -443,10 +465,13 @@ tt_status tt_optim_step(const tt_optim_call* call, const tt_parallel* parallel) 
   tt_isa isa;
   status = current_isa(&isa);
   if (status != TT_OK) return status;
-  Job job{*call, {}, 0, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 1.0f, 1.0f};
+  Job job{*call,   {},      {},      0,       nullptr, nullptr, nullptr,
+          nullptr, nullptr, nullptr, nullptr, 1.0f,    1.0f};
   job.kernels = isa >= TT_ISA_AVX512   ? optim_kernels_avx512()
                 : isa == TT_ISA_SCALAR ? optim_kernels_scalar()
                                        : optim_kernels_avx2();
+  status = optim_memory_kernels(&job.memory);
+  if (status != TT_OK) return status;
   if (!reserve(job)) return set_error(TT_OUT_OF_MEMORY, "optim_step: no memory for the tables");
   const bool overflowed = call->found_inf && *call->found_inf != 0.0f;
   if (overflowed || !clip(job, parallel)) {

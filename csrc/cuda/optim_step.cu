@@ -196,6 +196,13 @@ tt_status checked_layout(const tt_optim_call* call, Layout* layout) {
                      optim_rule(tt_rule(call->rule)).name);
   if (call->round_clipped)
     return set_error(TT_UNSUPPORTED, "%s: round_clipped is the CPU's only", kOp);
+  if (call->stochastic)
+    return set_error(TT_UNSUPPORTED, "%s: stochastic rounding is the CPU's only", kOp);
+  for (int64_t i = 0; i < call->n_tensors; ++i) {
+    if (call->tensors[i].master_kind != TT_MASTER_NONE)
+      return set_error(TT_UNSUPPORTED, "%s: a master of tensor %lld is the CPU's only", kOp,
+                       (long long)i);
+  }
   DeviceFacts facts;
   status = device_facts(kOp, &facts);
   if (status == TT_OK) *layout = layout_of(*call, facts.sm_count);

@@ -29,6 +29,8 @@ enum Slot {
   kMask,
   kStep,
   kProduct,
+  kScale,
+  kMaster = kScale + TT_OPTIM_STATES,
   kSlots
 };
 
@@ -98,6 +100,13 @@ bool has_layout(AtenTensorHandle tensor, const int64_t* layout) {
   return true;
 }
 
+// How many elements belong into a slot of a tensor of numel.
+int64_t length(int slot, int64_t numel) {
+  if (slot == kStep || slot == kProduct) return 1;
+  if (slot < kScale || slot == kMaster) return numel;
+  return (numel + TT_OPTIM_STATE_BLOCK - 1) / TT_OPTIM_STATE_BLOCK;
+}
+
 Status gather(const OptimGather& g, int64_t i) {
   const void* const* tensors = g.tensors[i];
   const int64_t* layout = g.layout + g.layout_at[i];
@@ -123,14 +132,14 @@ Status gather(const OptimGather& g, int64_t i) {
     return kChanged;
   out.param = now;
   void** const pointers = &out.param;  // those of the slots follow each other from state on
-  static_assert(offsetof(tt_optim_tensor, product) == (kProduct) * sizeof(void*), "");
+  static_assert(offsetof(tt_optim_tensor, master) == kMaster * sizeof(void*), "");
   for (int slot = kState; slot < kSlots; ++slot) {
     if (tensors[slot] == nullptr) continue;
     aoti_torch_get_data_ptr(handle(tensors[slot]), &now);
     if (now == pointers[slot]) continue;
     int64_t numel = -1;
     aoti_torch_get_numel(handle(tensors[slot]), &numel);
-    if (numel != (slot < kStep ? out.numel : 1)) return kChanged;
+    if (numel != length(slot, out.numel)) return kChanged;
     pointers[slot] = now;
   }
   const int dtype = dtype_of(grad);

@@ -49,11 +49,11 @@ VARIANTS = (
     Variant("trimtab AdamW", lambda p: optim.AdamW(p, **OPTIONS)),
     Variant(
         "trimtab, 8-bit state",
-        lambda p: optim.AdamW(p, **OPTIONS, state_dtype="int8"),  # type: ignore[arg-type]
+        lambda p: optim.AdamW(p, **OPTIONS, state_dtype="int8"),
     ),
     Variant(
         "trimtab, bf16 + remainder",
-        lambda p: optim.AdamW(p, **OPTIONS, master="remainder"),  # type: ignore[call-arg]
+        lambda p: optim.AdamW(p, **OPTIONS, master="remainder"),
         torch.bfloat16,
     ),
 )

@@ -100,7 +100,6 @@ struct Thread {
   uint3 index{};
   unsigned rank = 0, lane = 0, warp = 0;  // rank = x + blockDim.x * (y + blockDim.y * z)
   bool exited = false;
-  bool slow = false;  // of the warp that waits for all others
   uint64_t arrived_in[16] = {};  // the last phase of each of the block's barriers
   const char* waits_for = nullptr;  // while it waits, and at which line
   Where where;
@@ -149,12 +148,14 @@ struct Machine {
   const char* op = "";
   Policy when = Policy::late;
   unsigned drawn = 1;  // one in so many choices of a thread
+  unsigned slow_drawn = 1;  // another warp becomes slow at one in so many
   uint64_t random_state = 1;
   uint64_t launches = 0;
   std::function<void()> body;
   std::string message;  // of the fault
   // of the clusters that run
   std::vector<Thread*> runnable, polling;
+  const Thread* slow = nullptr;  // one of the slow warp's, or of no warp that is there
   std::vector<Work> work;
   unsigned live = 0;
   Thread* running = nullptr;  // whose fiber's stack is in use; null on the scheduler's
@@ -251,16 +252,20 @@ inline bool poll(size_t i) {
   return true;
 }
 
+inline bool is_slow(const Thread& t) {
+  return machine.slow != nullptr && t.warp == machine.slow->warp && t.block == machine.slow->block;
+}
+
 // Puts a thread that is not slow at the end of the runnable ones if any can run, if need be after a piece of
 // asynchronous work: engines do not wait for a slow warp.
 inline void pass_by_slow() {
   std::vector<Thread*>& runnable = machine.runnable;
   while (true) {
     for (size_t i = runnable.size(); i-- > 0;)
-      if (!runnable[i]->slow) return std::swap(runnable[i], runnable.back());
+      if (!is_slow(*runnable[i])) return std::swap(runnable[i], runnable.back());
     bool woken = false;
     for (size_t i = machine.polling.size(); i-- > 0;)
-      if (!machine.polling[i]->slow) woken |= poll(i);
+      if (!is_slow(*machine.polling[i])) woken |= poll(i);
     if (woken) continue;
     if (machine.work.empty()) return;
     run_some_work();
@@ -277,7 +282,9 @@ inline Thread* next_thread() {
   if (runnable.empty()) return nullptr;
   if (one_in(machine.drawn))
     std::swap(runnable[random_below(unsigned(runnable.size()))], runnable.back());
-  if (runnable.back()->slow) pass_by_slow();
+  if (one_in(machine.slow_drawn))
+    machine.slow = one_in(2) ? runnable[random_below(unsigned(runnable.size()))] : nullptr;
+  if (is_slow(*runnable.back())) pass_by_slow();
   Thread* t = runnable.back();
   runnable.pop_back();
   return t;

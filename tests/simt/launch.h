@@ -32,7 +32,7 @@ inline void start_thread(Thread& t, Block& block, unsigned rank, unsigned color)
   t.block = &block;
   t.index = {rank % size.x, rank / size.x % size.y, rank / size.x / size.y};
   t.rank = rank, t.lane = rank % 32, t.warp = rank / 32;
-  t.exited = t.slow = false, t.waits_for = nullptr, t.ready = nullptr;
+  t.exited = false, t.waits_for = nullptr, t.ready = nullptr;
   std::fill(std::begin(t.arrived_in), std::end(t.arrived_in), 0);
   t.copies.clear(), t.groups = 0;
   t.at_exit.clear(), t.extension.reset();
@@ -126,10 +126,7 @@ inline void run_clusters(const std::vector<unsigned>& numbers, unsigned size, un
     for (unsigned i = 0; i < threads; ++i)
       start_thread(*machine.threads[at * threads + i], block, i, at * threads + i);
   }
-  if (one_in(2)) {
-    const Thread& one = *machine.runnable[random_below(machine.live)];
-    for (Thread* t : machine.runnable) t->slow = t->block == one.block && t->warp == one.warp;
-  }
+  machine.slow = one_in(2) ? machine.runnable[random_below(machine.live)] : nullptr;
   shuffle(machine.runnable);
   run_threads(blocks * threads, blocks);
 }
@@ -164,6 +161,7 @@ tt_status launch(const char* op, const Shape& shape, tt_stream /*stream*/, const
   for (int i = 0; i < 8; ++i) random_bits();
   machine.when = Policy(machine.policy >= 0 ? unsigned(machine.policy) : random_below(3));
   machine.drawn = 1u << 3 * random_below(3);
+  machine.slow_drawn = 256u << 3 * random_below(3);
   machine.op = op;
   machine.body = body;
   machine.message.clear();

@@ -12,6 +12,11 @@
  * A step happens or it doesn't: everything is checked before anything is written, and with a found_inf
  * that is not 0 (or a NaN or Inf among the gradients, where skip_nonfinite asks) no parameter, state or
  * step count changes; only `skipped` does, and the gradients if they were to be zeroed.
+ *
+ * States may be 8-bit codes, one fp32 scale for each 256 of them (math/dynamic_code.h); bf16 parameters may
+ * have a master (math/master.h). With stochastic rounding, 8-bit states, bf16 states and bf16 parameters
+ * without a master round by a hash of (seed, step count, index of the tensor, element)
+ * (math/stochastic_rounding.h): the same for any instruction set and number of threads.
  */
 #ifndef TRIMTAB_OPTIM_STEP_H_
 #define TRIMTAB_OPTIM_STEP_H_
@@ -21,6 +26,8 @@ extern "C" {
 #endif
 
 #define TT_OPTIM_STATES 4
+#define TT_OPTIM_STATE_BLOCK 256 /* elements that share a scale */
+#define TT_DYNAMIC8 16 /* a state_dtype beside those of tt_dtype: 8-bit codes */
 
 /* The states of each rule, in order; those in brackets only with their flag or option. */
 typedef enum tt_rule {
@@ -46,6 +53,13 @@ typedef enum tt_optim_flag {
   TT_ALWAYS_ADAPT = 64,    /* LAMB: without weight decay too */
 } tt_optim_flag;
 
+/* What a bf16 parameter keeps beside itself. */
+typedef enum tt_master {
+  TT_MASTER_NONE = 0,
+  TT_MASTER_KAHAN = 1, /* bf16: what rounding took off, to be added next time */
+  TT_MASTER_REMAINDER = 2, /* int16: the lower half of an exact fp32 */
+} tt_master;
+
 /* The hyper-parameters of a group of tensors, under torch's names; a rule ignores those it has not. */
 typedef struct tt_optim_group {
   double lr, beta1, beta2, eps, weight_decay;
@@ -68,11 +82,13 @@ typedef struct tt_optim_tensor {
   uint8_t* mask;  /* 0: pruned; NULL: nothing is */
   float* step;    /* how many steps were made, counted up by one; NULL for SGD and Lion */
   float* product; /* NAdam's mu_product */
+  float* scale[TT_OPTIM_STATES]; /* [ceil(numel / 256)] of 8-bit states */
+  void* master; /* of 16 bits an element, as master_kind says */
   int64_t numel;
   int32_t group; /* index into groups */
   uint8_t param_dtype, grad_dtype, state_dtype, copy_dtype; /* tt_dtype */
   int32_t fresh; /* SGD: momentum_buffer holds nothing yet */
-  int32_t reserved;
+  int32_t master_kind; /* tt_master */
 } tt_optim_tensor;
 
 typedef struct tt_optim_call {
@@ -95,9 +111,18 @@ typedef struct tt_optim_call {
   int32_t round_clipped; /* as clip_grad_norm_ does it: coefficient and clipped gradients rounded to
                             the gradient's dtype; 0: they stay in fp32 on their way into the rule */
   int32_t reserved;
+  int64_t stochastic; /* round what is narrower than fp32 stochastically; all tensors need a step */
+  uint64_t seed;
 } tt_optim_call;
 
 TT_API tt_status tt_optim_step(const tt_optim_call* call, const tt_parallel* parallel);
+
+/* 8-bit states to and from fp32, rounded to nearest: x [n], codes [n], scale [ceil(n / 256)]. Of the rules'
+ * states exp_avg, momentum_buffer and grad_avg have a sign, the others are never negative. */
+TT_API tt_status tt_optim_encode(const float* x, int64_t n, int32_t is_signed, uint8_t* codes,
+                                 float* scale);
+TT_API tt_status tt_optim_decode(const uint8_t* codes, const float* scale, int64_t n,
+                                 int32_t is_signed, float* x);
 
 /* On CUDA (libtrimtab_cuda.so): tensors and groups are the host's, all else that the call points to is the
  * device's. The kernels read tensors and groups from a table, which is made on the host and copied to the

@@ -46,7 +46,7 @@ def _load(op: str) -> Any:
 
 
 def _quantizer(op: str) -> tuple[Any, Any]:
-    """quantize_int8, alone or fused after something: (q, scale) of its tensors, and the form with out."""
+    """quantize_int8, alone or fused after something: (q, scale), and the form with out."""
 
     def run(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         others = (to_numpy(value) if isinstance(value, Tensor) else value for value in rest)

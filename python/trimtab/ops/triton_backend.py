@@ -15,7 +15,7 @@ from . import library
 
 
 def implementation(op: str) -> Callable[..., Any]:
-    """Of an op of library.TRITON: _int8_mm for "int8_mm.triton", _quantize_affine_out for the form with out."""
+    """Of an op of library.TRITON: _int8_mm for "int8_mm.triton", _int8_mm_out with out."""
     return globals()["_" + op.removesuffix(".triton").replace(".", "_")]
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypedDict
 import torch
 from torch import Tensor
 
-from . import library, shards
+from . import library, memory, shards
 from .plan import Plan
 
 
@@ -34,7 +34,16 @@ class StepOptions(TypedDict, total=False):
         A param group may have its own.
     zero_grads: set the gradients to zero in the same pass. A skipped step zeroes them too.
     skip_nonfinite: leave everything as it is if a gradient is NaN or Inf; ``skipped_steps`` counts.
-    state_dtype: of the states, where torch takes the parameter's.
+    state_dtype: of the states, where torch takes the parameter's: float32, bfloat16, float16 or their
+        names; "int8" for 8-bit codes, 256 to a float32 scale (https://arxiv.org/abs/2110.02861).
+    min_8bit_numel: smaller parameters keep float32 states with "int8", as is usual: they cost
+        little, and biases and norms matter. 4096.
+    rounding: "nearest", or "stochastic" for 8-bit and bfloat16 states and bfloat16 parameters
+        without a master. The random bits are a hash of (seed, step, number of the parameter, element):
+        the same run gives the same bits, whatever the threads and instruction set.
+    master: "remainder": 16 bits beside a bfloat16 parameter that make it an exact float32, as
+        which it is trained; "kahan": what rounding took off, in bfloat16; "none".
+    seed: of the stochastic rounding.
     torch_tails: Adam, AdamW and Adagrad round the last elements of a tensor, which fill no vector
         of torch's, as its kernel does (the default: all bits are torch's). False: as all others, so
         that a tensor in pieces gives the bits of the whole.
@@ -48,7 +57,11 @@ class StepOptions(TypedDict, total=False):
     l1: float
     zero_grads: bool
     skip_nonfinite: bool
-    state_dtype: torch.dtype | None
+    state_dtype: torch.dtype | str | None
+    min_8bit_numel: int
+    rounding: str
+    master: str
+    seed: int
     torch_tails: bool
 
 
@@ -61,6 +74,10 @@ DEFAULTS: dict[str, Any] = {
     "zero_grads": False,
     "skip_nonfinite": False,
     "state_dtype": None,
+    "min_8bit_numel": 4096,
+    "rounding": "nearest",
+    "master": "none",
+    "seed": 0,
     "torch_tails": True,
 }
 
@@ -85,6 +102,10 @@ class FusedStep(torch.optim.Optimizer):
     zero_grads: bool
     skip_nonfinite: bool
     state_dtype: torch.dtype | None
+    min_8bit_numel: int
+    rounding: str
+    master: str
+    seed: int
     torch_tails: bool
     _plan: Plan | None = None
 
@@ -119,10 +140,7 @@ class FusedStep(torch.optim.Optimizer):
             )
         if self.ema_decay is not None and not 0 <= self.ema_decay <= 1:
             raise ValueError(f"{name}: expected ema_decay in [0, 1], got {self.ema_decay}")
-        if self.state_dtype is not None and self.state_dtype not in library.DTYPES:
-            raise ValueError(
-                f"{name}: expected state_dtype float32, bfloat16 or float16, got {self.state_dtype}"
-            )
+        memory.check_options(self)
         if not l1 >= 0:
             raise ValueError(f"{name}: expected l1 >= 0, got {l1}")
         if self.defaults.get("differentiable"):
@@ -195,6 +213,37 @@ class FusedStep(torch.optim.Optimizer):
             self._copies[param] = copy.detach()
         self._plan = None
 
+    def master_weight(self, param: Tensor) -> Tensor:
+        """A copy of the float32 that is trained in place of ``param``, with master="remainder"."""
+        self._own(param, "master_weight")
+        remainder = self.state[param].get("param_remainder") if param in self.state else None
+        if remainder is None:
+            return param.detach().to(torch.float32, copy=True)
+        return memory.join_remainder(param, remainder)
+
+    def set_master_weight(self, param: Tensor, value: Tensor) -> None:
+        """``param`` and its remainder, of master="remainder", from a float32 of the same shape."""
+        self._own(param, "set_master_weight")
+        if self.master != "remainder" or param.dtype != torch.bfloat16:
+            raise ValueError(
+                'set_master_weight: expected a bfloat16 parameter and master="remainder", got '
+                f'{param.dtype} and master="{self.master}"'
+            )
+        if value.shape != param.shape or value.dtype != torch.float32:
+            raise ValueError(
+                f"set_master_weight: expected float32 {list(param.shape)}, got {value.dtype} "
+                f"{list(value.shape)}"
+            )
+        upper, remainder = memory.split_remainder(value)
+        with torch.no_grad():
+            param.copy_(upper)
+        self.state[param]["param_remainder"] = remainder
+        self._plan = None
+
+    def float_state_dict(self) -> dict[str, Any]:
+        """The state dict as torch's optimizer would have it: 8-bit states in float32, no masters."""
+        return memory.plain_state_dict(self, self.state_dict())
+
     def _own(self, param: Tensor, method: str) -> None:
         if not any(param is p for group in self.param_groups for p in group["params"]):
             raise ValueError(f"{method}: not a parameter of this optimizer")
@@ -248,9 +297,20 @@ class FusedStep(torch.optim.Optimizer):
             )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's; refuses states of another optimizer, and keeps wide states wide."""
+        """As torch's; refuses states of another optimizer, and keeps wide states wide.
+
+        With state_dtype="int8" float states are rounded to codes; 8-bit states load into any
+        optimizer, as what they stand for.
+        """
+        given, state_dict = state_dict, memory.plain_state_dict(self, state_dict)
         self._check_states(state_dict)
+        memory.check_masters(self, self._saved_states(given))
         super().load_state_dict(state_dict)
+        self._load_wide(state_dict)
+        memory.restore(self, self._saved_states(given))
+
+    def _load_wide(self, state_dict: dict[str, Any]) -> None:
+        """What torch's load_state_dict has narrowed, again."""
         if self.product is not None:
             for param, saved in self._saved_states(state_dict):
                 self.state[param][self.product] = torch.tensor(float(saved[self.product]))
@@ -261,7 +321,9 @@ class FusedStep(torch.optim.Optimizer):
             for key, value in saved.items():
                 wide = key == "ema" or (self.state_dtype is not None and key != "step")
                 if wide and isinstance(value, Tensor) and value.dim() > 0:
-                    dtype = torch.float32 if key == "ema" else self.state_dtype
+                    dtype = self.state_dtype
+                    if key == "ema" or dtype == torch.int8:
+                        dtype = torch.float32
                     self.state[param][key] = value.to(param.device, dtype, copy=True)
 
     def _saved_states(self, state_dict: dict[str, Any]) -> Iterable[tuple[Tensor, dict[str, Any]]]:
@@ -282,7 +344,8 @@ class FusedStep(torch.optim.Optimizer):
             self.state_names({**group, "amsgrad": False, "centered": False, "momentum": 0})
         )
         needed |= {"step"} if self.counts_steps else set()
-        known = {*self.all_state_names, "ema"} | ({"step"} if self.counts_steps else set())
+        known = {*self.all_state_names, "ema"}
+        known |= {"step"} if self.counts_steps or self.rounding == "stochastic" else set()
         for param, saved in self._saved_states(state_dict):
             if not needed <= saved.keys() or not saved.keys() & known:
                 raise ValueError(

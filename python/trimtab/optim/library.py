@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_double, c_int32, c_int64, c_void_p, py_object
+from ctypes import c_double, c_int32, c_int64, c_uint64, c_void_p, py_object
 from functools import cache
 from itertools import chain
 from operator import is_not
@@ -18,6 +18,7 @@ FOLDER = _library.Path(_library.__file__).parent.parent / "lib"
 
 STATES = 4
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+DYNAMIC8 = 16  # a state_dtype: 8-bit codes
 RULES = ("SGD", "Adam", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax", "Lion", "LAMB")
 FLAGS = {
     "maximize": 1,
@@ -39,21 +40,23 @@ GROUP = np.dtype(
 )
 
 # tt_optim_tensor
-POINTERS = ("param", "grad", "state", "ema", "copy", "mask", "step", "product")
+POINTERS = (
+    "param", "grad", "state", "ema", "copy", "mask", "step", "product", "scale", "master",
+)  # fmt: skip
 TENSOR = np.dtype(
     [
-        *((name, np.uint64, (STATES,) if name == "state" else ()) for name in POINTERS),
+        *((name, np.uint64, (STATES,) if name in ("state", "scale") else ()) for name in POINTERS),
         ("numel", np.int64),
         ("group", np.int32),
         *((f"{name}_dtype", np.uint8) for name in ("param", "grad", "state", "copy")),
         ("fresh", np.int32),
-        ("reserved", np.int32),
+        ("master_kind", np.int32),
     ]
 )
 
 # Columns of the table of TensorImpl pointers: where the gradient hangs, then tensors as in TENSOR.
-OWNER, PARAM, STATE, EMA, COPY, MASK, STEP, PRODUCT = 0, 1, 2, 6, 7, 8, 9, 10
-SLOTS = 11
+OWNER, PARAM, STATE, EMA, COPY, MASK, STEP, PRODUCT, SCALE, MASTER = 0, 1, 2, 6, 7, 8, 9, 10, 11, 15
+SLOTS = 16
 READY, NO_GRAD, IRREGULAR, NEW, CHANGED = range(5)
 
 
@@ -78,6 +81,8 @@ class Call(ctypes.Structure):
         ("given_norm", c_void_p),
         ("round_clipped", c_int32),
         ("reserved", c_int32),
+        ("stochastic", c_int64),
+        ("seed", c_uint64),
     ]
 
 
@@ -117,6 +122,20 @@ def _core_library() -> ctypes.CDLL:
 def step(call: Call) -> None:
     """tt_optim_step; RuntimeError with its message if it refuses."""
     if _step_library().trimtab_optim_step(ctypes.byref(call)):
+        raise RuntimeError(_core_library().tt_last_error().decode())
+
+
+def encode(x: int, n: int, is_signed: bool, codes: int, scales: int) -> None:
+    """tt_optim_encode, on addresses"""
+    pointers = c_void_p(x), c_int64(n), c_int32(is_signed), c_void_p(codes), c_void_p(scales)
+    if _core_library().tt_optim_encode(*pointers):
+        raise RuntimeError(_core_library().tt_last_error().decode())
+
+
+def decode(codes: int, scales: int, n: int, is_signed: bool, x: int) -> None:
+    """tt_optim_decode, on addresses"""
+    pointers = c_void_p(codes), c_void_p(scales), c_int64(n), c_int32(is_signed), c_void_p(x)
+    if _core_library().tt_optim_decode(*pointers):
         raise RuntimeError(_core_library().tt_last_error().decode())
 
 

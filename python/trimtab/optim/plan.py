@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import library, shards
+from . import library, memory, shards
 
 if TYPE_CHECKING:
     from .base import FusedStep
@@ -144,21 +144,28 @@ class Plan:
         fresh = not state
         row["numel"] = like.numel()
         row["param_dtype"] = library.DTYPES[param.dtype]
-        row["fresh"] = int("momentum_buffer" in names and state.get("momentum_buffer") is None)
+        buffers = {"momentum_buffer", "momentum_buffer_codes"}
+        row["fresh"] = int("momentum_buffer" in names and not buffers & state.keys())
         if row["fresh"] and optimizer.rule == "SGD":
             self.first.append((param, "momentum_buffer"))
         tensors: dict[int, Tensor] = {library.PARAM: like}
-        if optimizer.counts_steps:
+        if optimizer.counts_steps or optimizer.rounding == "stochastic":
             tensors[library.STEP] = self._scalar(state, "step", 0.0)
         if optimizer.product:
             tensors[library.PRODUCT] = self._scalar(state, optimizer.product, 1.0)
         dtype = optimizer.state_dtype or self._state_dtype(state, names, param)
-        row["state_dtype"] = library.DTYPES[dtype]
-        for slot, name in enumerate(names):
-            value = state.get(name)
-            if value is None:
-                value = optimizer.new_state(name, param, like, dtype)
-            tensors[library.STATE + slot] = self._keep(state, name, value, param, like, dtype)
+        if dtype == torch.int8:
+            dtype = torch.float32
+        if names and memory.is_coded(optimizer, param):
+            self._fill_codes(optimizer, at, param, like, names, tensors)
+        else:
+            row["state_dtype"] = library.DTYPES[dtype]
+            for slot, name in enumerate(names):
+                value = state.get(name)
+                if value is None:
+                    value = optimizer.new_state(name, param, like, dtype)
+                tensors[library.STATE + slot] = self._keep(state, name, value, param, like, dtype)
+        self._fill_master(optimizer, at, param, like, tensors)
         if optimizer.ema_decay is not None:
             value = state.get("ema")
             value = torch.clone(self.pieces[at].detach()) if value is None else value
@@ -174,6 +181,55 @@ class Plan:
         for slot, tensor in tensors.items():
             self.handles[at, slot] = tensor._cdata
             self.kept.append(tensor)
+
+    def _fill_codes(
+        self,
+        optimizer: FusedStep,
+        at: int,
+        param: Tensor,
+        like: Tensor,
+        names: tuple[str, ...],
+        tensors: dict[int, Tensor],
+    ) -> None:
+        """8-bit states."""
+        if shards.is_sharded(param):
+            raise RuntimeError(
+                f"{self.name}: {self._where(at)}: no 8-bit states for a DTensor: a block of 256 "
+                'would span processes; state_dtype="bfloat16" can be had'
+            )
+        state = optimizer.state[param]
+        self.table["state_dtype"][at] = library.DYNAMIC8
+        for slot, name in enumerate(names):
+
+            def make(name: str = name) -> Tensor:
+                return optimizer.new_state(name, param, like, torch.float32)
+
+            codes, scales = memory.keep_codes(state, name, like, make)
+            tensors[library.STATE + slot], tensors[library.SCALE + slot] = codes, scales
+
+    def _fill_master(
+        self,
+        optimizer: FusedStep,
+        at: int,
+        param: Tensor,
+        like: Tensor,
+        tensors: dict[int, Tensor],
+    ) -> None:
+        """What a bf16 parameter keeps beside itself; a float32 one needs nothing."""
+        if optimizer.master == "none" or param.dtype == torch.float32:
+            return
+        kind, name, dtype = memory.MASTERS[optimizer.master]
+        if param.dtype != torch.bfloat16:
+            raise RuntimeError(
+                f"{self.name}: {self._where(at)}: expected bfloat16 or float32 with "
+                f'master="{optimizer.master}", got {param.dtype}'
+            )
+        state = optimizer.state[param]
+        self.table["master_kind"][at] = kind
+        value = state.get(name)
+        if value is None:
+            value = torch.zeros_like(like, dtype=dtype)
+        tensors[library.MASTER] = self._keep(state, name, value, param, like, dtype)
 
     def _keep(
         self,
@@ -409,6 +465,8 @@ class Plan:
                 None if norm is None else norm.data_ptr(),
                 int(optimizer.clip_rounding == "torch"),
                 0,
+                int(optimizer.rounding == "stochastic"),
+                optimizer.seed,
             )
         )
         return int(optimizer._skipped) != before
@@ -423,7 +481,8 @@ class Plan:
     def _forget_first(self, optimizer: FusedStep) -> None:
         """After a skipped first step a momentum buffer still holds nothing."""
         for param, name in self.first:
-            optimizer.state[param].pop(name, None)
+            for key in (name, f"{name}_codes", f"{name}_scales"):
+                optimizer.state[param].pop(key, None)
             if not optimizer.state[param]:
                 del optimizer.state[param]
         if self.first:

@@ -1,0 +1,30 @@
+// How optim_step's smaller formats come to floats and back: 8-bit states, stochastic rounding, masters.
+// All arrays of floats have room for kOptimBlock, which whole vectors may write.
+#pragma once
+#include <trimtab/optim_step.h>
+
+#include "math/dynamic_code.h"
+#include "math/stochastic_rounding.h"
+
+namespace trimtab {
+
+struct OptimMemoryKernels {
+  // codes [n], one scale for each kDynamicBlock of them
+  void (*decode)(const uint8_t* codes, const float* scale, bool is_signed, float* to, int64_t n);
+  // key: NULL rounds to nearest; element: number of the first in its tensor. Pads `from` with zeros.
+  void (*encode)(float* from, bool is_signed, const RandomKey* key, int64_t element, uint8_t* codes,
+                 float* scale, int64_t n);
+  void (*narrow_stochastic)(const float* from, RandomKey key, int64_t element, bf16* to, int64_t n);
+  // master: remainders (int16) or compensations (bf16)
+  void (*open_remainder)(const bf16* param, const uint16_t* master, float* to, int64_t n);
+  void (*close_remainder)(const float* from, bf16* param, uint16_t* master, int64_t n);
+  void (*open_kahan)(const bf16* param, const uint16_t* master, float* to, int64_t n);
+  void (*close_kahan)(const float* from, bf16* param, uint16_t* master, int64_t n);
+};
+
+OptimMemoryKernels optim_memory_scalar();
+OptimMemoryKernels optim_memory_avx2();
+OptimMemoryKernels optim_memory_avx512();
+tt_status optim_memory_kernels(OptimMemoryKernels* out);  // for the current instruction set
+
+}  // namespace trimtab

@@ -1,0 +1,182 @@
+// The loops of optim_memory.h over a vector type V. A tail is a whole vector on a copy of the last bytes, so
+// that any split gives the same bits.
+#pragma once
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+#include "../math/master.h"
+#include "bits_max.h"
+#include "optim_memory.h"
+
+namespace trimtab {
+namespace {
+
+constexpr int kMaxLanes = 16;
+
+// The last elements of an array, with room for a whole vector; they go back unless T is const.
+template <class T>
+struct Tail {
+  using Value = std::remove_const_t<T>;
+  T* const array;
+  const size_t bytes;
+  alignas(64) Value data[kMaxLanes] = {};
+
+  Tail(T* from, size_t count) : array(from), bytes(count * sizeof(T)) {
+    std::memcpy(data, array, bytes);
+  }
+  ~Tail() {
+    if constexpr (!std::is_const<T>::value) std::memcpy(array, data, bytes);
+  }
+};
+
+// body(i, pointers...): one vector of each array, of its elements from i on.
+template <class V, class Body, class... T>
+TT_INLINE void for_whole_vectors(int64_t n, Body&& body, T*... arrays) {
+  int64_t i = 0;
+  for (; i + V::lanes <= n; i += V::lanes) body(i, (arrays + i)...);
+  const size_t rest = size_t(n - i);
+  if (rest > 0) {
+    [&](auto&&... tails) { body(i, tails.data...); }(Tail<T>(arrays + i, rest)...);
+  }
+}
+
+template <class V, bool kSigned>
+void decode_block(const uint8_t* codes, float scale, float* to, int64_t n) {
+  using U = typename WordsOf<V>::type;
+  for_whole_vectors<V>(
+      n,
+      [scale](int64_t, const uint8_t* c, float* out) {
+        (dynamic_value<kSigned>(U::load_bytes(c).to_floats()) * V(scale)).store(out);
+      },
+      codes, to);
+}
+
+template <class V>
+void decode(const uint8_t* codes, const float* scale, bool is_signed, float* to, int64_t n) {
+  for (int64_t i = 0; i < n; i += kDynamicBlock) {
+    const int64_t count = std::min<int64_t>(n - i, kDynamicBlock);
+    (is_signed ? decode_block<V, true> : decode_block<V, false>)(codes + i, *scale++, to + i,
+                                                                 count);
+  }
+}
+
+// max |x| of n elements, a multiple of the lanes; NaN if one is NaN or Inf.
+template <class V>
+float block_scale(const float* x, int64_t n) {
+  V largest(0.0f);
+  for (int64_t i = 0; i < n; i += V::lanes) largest = bits_max(largest, abs(V::load(x + i)));
+  float lanes[kMaxLanes];
+  largest.store(lanes);
+  F32x1 m = lanes[0];
+  for (int k = 1; k < V::lanes; ++k) m = bits_max(m, F32x1(lanes[k]));
+  return is_finite(m).m ? m.v : float_from_bits(0x7fc00000u);
+}
+
+template <class V, bool kSigned, bool kStochastic>
+void encode_block(const float* from, float scale, RandomKey key, uint32_t element, uint8_t* codes,
+                  int64_t n) {
+  using U = typename WordsOf<V>::type;
+  // A scale below 2^-128 has no finite inverse; then codes come out too small, of numbers below 3e-39.
+  const float inverse =
+      scale > 0.0f ? (1.0f / scale < 3.4028234e38f ? 1.0f / scale : 3.4028234e38f) : 0.0f;
+  for_whole_vectors<V>(
+      n,
+      [=](int64_t i, const float* x, uint8_t* out) {
+        const V value = V::load(x);
+        V code;
+        if (kStochastic) {
+          const U bits = random_bits(key, U::from(element + uint32_t(i)));
+          code = dynamic_stochastic<kSigned>(value, V(inverse), uniform<V>(bits));
+        } else {
+          code = dynamic_nearest<kSigned>(value, V(inverse));
+        }
+        U::of_integral(code).store_bytes(out);
+      },
+      from, codes);
+}
+
+template <class V>
+void encode(float* from, bool is_signed, const RandomKey* key, int64_t element, uint8_t* codes,
+            float* scale, int64_t n) {
+  for (int64_t i = 0; i < n; i += kDynamicBlock) {
+    const int64_t count = std::min<int64_t>(n - i, kDynamicBlock);
+    const int64_t whole = (count + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
+    std::fill(from + i + count, from + i + whole, 0.0f);
+    const float s = *scale++ = block_scale<V>(from + i, whole);
+    const auto loop =
+        key ? (is_signed ? encode_block<V, true, true> : encode_block<V, false, true>)
+            : (is_signed ? encode_block<V, true, false> : encode_block<V, false, false>);
+    loop(from + i, s, key ? key_around(*key, element) : RandomKey{}, uint32_t(element + i),
+         codes + i, count);
+  }
+}
+
+template <class V>
+void narrow_stochastic(const float* from, RandomKey key, int64_t element, bf16* to, int64_t n) {
+  using U = typename WordsOf<V>::type;
+  key = key_around(key, element);
+  for_whole_vectors<V>(
+      n,
+      [=](int64_t i, const float* x, uint16_t* out) {
+        const U bits = random_bits(key, U::from(uint32_t(element) + uint32_t(i)));
+        stochastic_bf16(V::load(x), bits).store16(out);
+      },
+      from, reinterpret_cast<uint16_t*>(to));
+}
+
+template <class V>
+void open_remainder(const bf16* param, const uint16_t* master, float* to, int64_t n) {
+  using U = typename WordsOf<V>::type;
+  for_whole_vectors<V>(
+      n,
+      [](int64_t, const uint16_t* p, const uint16_t* r, float* out) {
+        join_remainder<V>(U::load16(p), U::load16(r)).store(out);
+      },
+      reinterpret_cast<const uint16_t*>(param), master, to);
+}
+
+template <class V>
+void close_remainder(const float* from, bf16* param, uint16_t* master, int64_t n) {
+  using U = typename WordsOf<V>::type;
+  for_whole_vectors<V>(
+      n,
+      [](int64_t, const float* x, uint16_t* p, uint16_t* r) {
+        U upper, lower;
+        split_remainder(V::load(x), &upper, &lower);
+        upper.store16(p);
+        lower.store16(r);
+      },
+      from, reinterpret_cast<uint16_t*>(param), master);
+}
+
+template <class V>
+void open_kahan(const bf16* param, const uint16_t* master, float* to, int64_t n) {
+  for_whole_vectors<V>(
+      n,
+      [](int64_t, const bf16* p, const bf16* c, float* out) {
+        (V::load(p) + V::load(c)).store(out);
+      },
+      param, reinterpret_cast<const bf16*>(master), to);
+}
+
+template <class V>
+void close_kahan(const float* from, bf16* param, uint16_t* master, int64_t n) {
+  for_whole_vectors<V>(
+      n,
+      [](int64_t, const float* x, bf16* p, bf16* c) {
+        const V whole = V::load(x);
+        whole.store(p);
+        lost(whole, V::load(p)).store(c);
+      },
+      from, param, reinterpret_cast<bf16*>(master));
+}
+
+template <class V>
+OptimMemoryKernels optim_memory() {
+  return {decode<V>,          encode<V>,     narrow_stochastic<V>, open_remainder<V>,
+          close_remainder<V>, open_kahan<V>, close_kahan<V>};
+}
+
+}  // namespace
+}  // namespace trimtab

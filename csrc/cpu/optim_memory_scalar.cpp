@@ -1,0 +1,7 @@
+#include "cpu/optim_memory_lanes.h"
+
+namespace trimtab {
+
+OptimMemoryKernels optim_memory_scalar() { return optim_memory<F32x1>(); }
+
+}  // namespace trimtab

@@ -1,0 +1,69 @@
+// U32x8: eight 32-bit words on AVX2. The interface stands in math/u32x1.h.
+#pragma once
+#include "../math/u32x1.h"
+#include "f32x8.h"
+
+namespace trimtab {
+namespace {
+
+struct U32x8 {
+  static constexpr int lanes = 8;
+  __m256i v;
+
+  U32x8() = default;
+  TT_INLINE U32x8(uint32_t x) : v(_mm256_set1_epi32(int(x))) {}
+  TT_INLINE U32x8(__m256i x) : v(x) {}
+  explicit TT_INLINE U32x8(F32x8 x) : v(_mm256_castps_si256(x.v)) {}
+  TT_INLINE F32x8 floats() const { return _mm256_castsi256_ps(v); }
+  TT_INLINE F32x8 to_floats() const { return _mm256_cvtepi32_ps(v); }
+  static TT_INLINE U32x8 of_integral(F32x8 x) { return to_int32_rne(x); }
+  static TT_INLINE U32x8 from(uint32_t start) {
+    return _mm256_add_epi32(_mm256_set1_epi32(int(start)),
+                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  TT_INLINE F32x8 lookup8(const float* table) const {
+    return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), v);  // reads the low three bits
+  }
+  // Bit 3 of the index picks one of two eights, bit 4 one of two such pairs; blendv reads the top bit.
+  TT_INLINE F32x8 lookup32(const float* table) const {
+    const __m256 bit3 = _mm256_castsi256_ps(_mm256_slli_epi32(v, 28));
+    const __m256 bit4 = _mm256_castsi256_ps(_mm256_slli_epi32(v, 27));
+    const __m256 low = _mm256_blendv_ps(lookup8(table).v, lookup8(table + 8).v, bit3);
+    const __m256 high = _mm256_blendv_ps(lookup8(table + 16).v, lookup8(table + 24).v, bit3);
+    return _mm256_blendv_ps(low, high, bit4);
+  }
+
+  static TT_INLINE U32x8 load_bytes(const uint8_t* p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
+  static TT_INLINE U32x8 load16(const uint16_t* p) {
+    return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  TT_INLINE void store_bytes(uint8_t* p) const {
+    const __m128i h = narrow16();
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(h, h));
+  }
+  TT_INLINE void store16(uint16_t* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow16());
+  }
+
+  friend TT_INLINE U32x8 operator+(U32x8 a, U32x8 b) { return _mm256_add_epi32(a.v, b.v); }
+  friend TT_INLINE U32x8 operator*(U32x8 a, U32x8 b) { return _mm256_mullo_epi32(a.v, b.v); }
+  friend TT_INLINE U32x8 operator^(U32x8 a, U32x8 b) { return _mm256_xor_si256(a.v, b.v); }
+  friend TT_INLINE U32x8 operator&(U32x8 a, U32x8 b) { return _mm256_and_si256(a.v, b.v); }
+  friend TT_INLINE U32x8 operator>>(U32x8 a, int n) { return _mm256_srli_epi32(a.v, n); }
+  friend TT_INLINE U32x8 operator<<(U32x8 a, int n) { return _mm256_slli_epi32(a.v, n); }
+
+ private:
+  TT_INLINE __m128i narrow16() const {
+    return _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  }
+};
+
+template <>
+struct WordsOf<F32x8> {
+  using type = U32x8;
+};
+
+}  // namespace
+}  // namespace trimtab
