@@ -222,7 +222,7 @@ def drive(driver: Path, *arguments: object, timeout: float = 300) -> subprocess.
 
 
 def test_without_a_fault_all_is_right(driver: Path) -> None:
-    run = drive(driver, "all", 0, 42, 1, 0)
+    run = drive(driver, "all", 0, 70, 1, 0)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
@@ -246,5 +246,5 @@ def test_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
     """Exact tensors on the heap with red zones around them, shared memory and stacks poisoned."""
     options = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
     driver = build_driver(tmp_path, cuda_sim.ROOT / "csrc", options)
-    run = drive(driver, "all", 0, 14, 0, 0)
+    run = drive(driver, "all", 0, 28, 0, 0)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -1,4 +1,4 @@
-"""swap_: exchanges a model's layers for int8 ones, in place, where that pays. The work is in swap_run.py."""
+"""swap_: exchanges a model's layers for int8 ones, in place, where that pays (swap_run.py)."""
 
 from __future__ import annotations
 

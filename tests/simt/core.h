@@ -155,7 +155,8 @@ struct Machine {
   std::string message;  // of the fault
   // of the clusters that run
   std::vector<Thread*> runnable, polling;
-  const Thread* slow = nullptr;  // one of the slow warp's, or of no warp that is there
+  const Thread* slow = nullptr;  // one of the slow warp's; null: no warp is slow
+  unsigned slow_turns = 0;  // of its threads before the others are asked again whether they can run
   std::vector<Work> work;
   unsigned live = 0;
   Thread* running = nullptr;  // whose fiber's stack is in use; null on the scheduler's
@@ -267,9 +268,10 @@ inline void pass_by_slow() {
     for (size_t i = machine.polling.size(); i-- > 0;)
       if (!is_slow(*machine.polling[i])) woken |= poll(i);
     if (woken) continue;
-    if (machine.work.empty()) return;
+    if (machine.work.empty()) break;
     run_some_work();
   }
+  machine.slow_turns = 64;  // asking them all takes its time
 }
 
 // The next thread to run; null where none can. Drawn, or the one that became runnable last: then a warp
@@ -284,7 +286,8 @@ inline Thread* next_thread() {
     std::swap(runnable[random_below(unsigned(runnable.size()))], runnable.back());
   if (one_in(machine.slow_drawn))
     machine.slow = one_in(2) ? runnable[random_below(unsigned(runnable.size()))] : nullptr;
-  if (is_slow(*runnable.back())) pass_by_slow();
+  if (machine.slow_turns > 0) --machine.slow_turns;
+  else if (is_slow(*runnable.back())) pass_by_slow();
   Thread* t = runnable.back();
   runnable.pop_back();
   return t;
