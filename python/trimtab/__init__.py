@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_MODULES = ("kernels", "nn", "numpy", "ops", "optim", "reference", "report", "swap")
+_MODULES = ("kernels", "nn", "numpy", "ops", "optim", "prune", "reference", "report", "swap")
 _NAMES = {
     "swap_": "swap",
     "Int8": "swap",
@@ -30,6 +30,7 @@ __all__ = [
     "numpy",
     "ops",
     "optim",
+    "prune",
     "reference",
     "report",
     "set_isa",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from . import kernels, nn, numpy, ops, optim, reference, report, swap
+    from . import kernels, nn, numpy, ops, optim, prune, reference, report, swap
     from .ops import get_isa, set_isa
     from .report import SwapReport
     from .swap import Int8, swap_
