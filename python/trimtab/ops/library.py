@@ -67,7 +67,7 @@ def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any
     through all modules there are, 2 ms a file."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        torch.library.register_fake(name, function)
+        torch.library.register_fake(name, function, lib=_fragment)
         return function
 
     return register
