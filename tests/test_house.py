@@ -31,11 +31,13 @@ COMPANIONS = {
 
 # What an op may lack, and why. A line whose file exists after all fails, so this list stays true.
 EXCEPTIONS = {
+    "cuda/bitmap_linear": "CPU only so far",
     "cuda/int8_conv2d": "CPU only so far",
     "cuda/int8_embedding": "CPU only so far",
     "cuda/int8_embedding_bag": "CPU only so far",
     "cuda/int8_pack": "the packed layout is the CPU kernels' own; CUDA reads plain [N, K]",
     "cuda/quantize_affine": "on a GPU it is Triton's",
+    "kernels/bitmap_linear": "CPU only so far",
     "kernels/int8_conv2d": "CPU only so far",
     "kernels/int8_embedding": "CPU only so far",
     "kernels/int8_embedding_bag": "CPU only so far",

@@ -1,6 +1,7 @@
 """The operators: tensors in, tensors out, each a ``torch.ops.trimtab.*`` op underneath."""
 
 from . import backend, library
+from .bitmap_linear import bitmap_check, bitmap_linear, bitmap_pack, bitmap_unpack
 from .int8_conv2d import int8_conv2d, int8_conv2d_pack, int8_conv2d_unpack
 from .int8_embedding import int8_embedding
 from .int8_embedding_bag import int8_embedding_bag
@@ -23,6 +24,10 @@ if backend.FORCED == "reference":
 
 __all__ = [
     "available_isas",
+    "bitmap_check",
+    "bitmap_linear",
+    "bitmap_pack",
+    "bitmap_unpack",
     "dequantize_affine",
     "get_isa",
     "int8_conv2d",

@@ -73,18 +73,22 @@ def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any
     return register
 
 
-def register_autocast(op: torch._ops.OpOverload) -> None:
+def register_autocast(op: torch._ops.OpOverload, weight: bool = False) -> None:
     """Under autocast the op's first tensor, and so its result, takes the autocast dtype.
 
     torch.library.register_autocast would cast every tensor, scales too, which must stay float32.
+    ``weight``: the second tensor too, unless it is int8.
     """
     for device in ("cpu", "cuda"):
         key = f"Autocast{device.upper()}"
         keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
         def cast(x: torch.Tensor, *args: Any, device: str = device, keys: Any = keys) -> Any:
+            dtype = torch.get_autocast_dtype(device)
+            if weight and args[0].is_floating_point():
+                args = (args[0].to(dtype), *args[1:])
             with torch._C._ExcludeDispatchKeyGuard(keys):
-                return op(x.to(torch.get_autocast_dtype(device)), *args)
+                return op(x.to(dtype), *args)
 
         _fragment.impl(op, cast, key)
 

@@ -1,0 +1,203 @@
+// bitmap_linear: rows of x into transposed panels once, then blocks of columns over threads.
+#include <trimtab/bitmap_linear.h>
+
+#include <algorithm>
+
+#include "cpu/bitmap_kernels.h"
+#include "cpu/int8_product.h"
+#include "cpu/isa.h"
+#include "cpu/parallel.h"
+#include "cpu/scratch.h"
+#include "cpu/shares.h"
+#include "cpu/status.h"
+
+namespace trimtab {
+
+BitmapKernel bitmap_kernel(tt_isa, tt_dtype dtype, int64_t) {
+  switch (dtype) {
+    case TT_BF16: return {PanelCell::kF32, bitmap_block_bf16_scalar};
+    case TT_F16: return {PanelCell::kF32, bitmap_block_f16_scalar};
+    case TT_I8: return {PanelCell::kInt8, bitmap_block_int8_scalar};
+    default: return {PanelCell::kF32, bitmap_block_f32_scalar};
+  }
+}
+
+namespace {
+
+constexpr const char* kOp = "bitmap_linear";
+// Panels of one pass; more rows are done in several passes, so scratch stays bounded.
+constexpr int64_t kMaxPanelBytes = int64_t(16) << 20;
+
+struct Pass {
+  const char* x;  // first row
+  tt_dtype dtype;
+  int64_t x_stride, row_bytes;
+  BitmapKernel kernel;
+  BitmapBlock block;
+  SparseOutput output;
+  float* a_scale;
+};
+
+void fill(Pass& pass, int64_t panel) {
+  const int64_t m = panel * kSparseM;
+  char* to = static_cast<char*>(const_cast<void*>(pass.block.x)) + panel * pass.block.panel_bytes;
+  pass.output.lanes->fill(pass.x + m * pass.row_bytes, pass.dtype, pass.x_stride,
+                          int(std::min<int64_t>(kSparseM, pass.block.rows - m)), pass.block.K,
+                          pass.kernel.cell, to, pass.a_scale + m);
+}
+
+void run_pass(Pass& pass, int64_t N, const tt_parallel& pool, int threads) {
+  const int64_t panels = (pass.block.rows + kSparseM - 1) / kSparseM;
+  // Below this the fill costs less than a second parallel region.
+  if (threads > 1 && panels > 1 && pass.block.rows * pass.block.K > 64 * 1024) {
+    parallel_run(pool, panels, [&](int64_t panel) { fill(pass, panel); });
+  } else {
+    for (int64_t panel = 0; panel < panels; ++panel) fill(pass, panel);
+  }
+  // Several tasks a thread, so that a late one can be caught up with.
+  const int64_t wanted = threads == 1 ? 1 : 8 * threads;
+  const int64_t n_a_task = round_up((N + wanted - 1) / wanted, kSparseTileN);
+  const int64_t tasks = (N + n_a_task - 1) / n_a_task;
+  Shares shares(tasks, threads);
+  parallel_run(pool, shares.count, [&](int64_t thread) {
+    BitmapBlock block = pass.block;
+    for (int64_t task; (task = shares.take(thread)) >= 0;) {
+      block.n_begin = task * n_a_task;
+      block.n_end = std::min(block.n_begin + n_a_task, N);
+      pass.kernel.block(block, pass.output);
+    }
+  });
+}
+
+// A rough cost in ns decides whether waking threads pays: bytes of bits and values streamed at 10 GB/s, or
+// multiply-adds at a rate a core reaches.
+bool worth_threads(tt_isa isa, const tt_bitmap& weight, int64_t M, int64_t N, int64_t row_bytes) {
+  const double macs_a_ns = isa == TT_ISA_SCALAR ? 1 : isa < TT_ISA_AVX512 ? 10 : 30;
+  constexpr double kWakeUpNs = 4000;
+  return std::max(double(N) * row_bytes / 4, double(M) * weight.count / macs_a_ns) > kWakeUpNs;
+}
+
+tt_status check_weight(const tt_bitmap* weight, tt_dtype x_dtype, int64_t N, int64_t K) {
+  if (weight == nullptr) return set_error(TT_INVALID_ARGUMENT, "%s: weight is NULL", kOp);
+  const bool int8 = weight->dtype == TT_I8;
+  if (dtype_size(x_dtype) == 0 || (!int8 && dtype_size(weight->dtype) == 0)) {
+    return set_error(TT_INVALID_ARGUMENT,
+                     "%s: expected x of float32, bfloat16 or float16 and values of those or int8",
+                     kOp);
+  }
+  if (!int8 && weight->dtype != x_dtype) {
+    return set_error(TT_INVALID_ARGUMENT, "%s: expected x and float values of one dtype", kOp);
+  }
+  if (int8 && K > TT_INT8_MAX_K) {
+    return set_error(TT_INVALID_ARGUMENT,
+                     "%s: expected K <= %d, where the int32 sum is exact, got K=%lld", kOp,
+                     TT_INT8_MAX_K, (long long)K);
+  }
+  if (weight->count < 0 || (weight->count > 0 && weight->values == nullptr) ||
+      (N > 0 && (weight->row_start == nullptr || (K > 0 && weight->bits == nullptr)))) {
+    return set_error(TT_INVALID_ARGUMENT, "%s: values, bits or row_start is NULL", kOp);
+  }
+  if (N > 0 && (weight->row_start[0] != 0 || weight->row_start[N] != weight->count)) {
+    return set_error(TT_INVALID_ARGUMENT,
+                     "%s: expected row_start from 0 to the %lld values, got %lld to %lld", kOp,
+                     (long long)weight->count, (long long)weight->row_start[0],
+                     (long long)weight->row_start[N]);
+  }
+  return TT_OK;
+}
+
+tt_status check_epilogue(const tt_epilogue* epilogue, bool int8, int64_t M, int64_t N) {
+  if (epilogue == nullptr) return set_error(TT_INVALID_ARGUMENT, "%s: epilogue is NULL", kOp);
+  if (M == 0 || N == 0) return TT_OK;
+  if (epilogue->out == nullptr || int8 != (epilogue->b_scale != nullptr)) {
+    return set_error(TT_INVALID_ARGUMENT,
+                     "%s: expected out, and b_scale with int8 values alone, got %p and %p", kOp,
+                     epilogue->out, static_cast<const void*>(epilogue->b_scale));
+  }
+  if (dtype_size(epilogue->out_dtype) == 0 || epilogue->out_scale != nullptr ||
+      (epilogue->bias != nullptr && dtype_size(epilogue->bias_dtype) == 0)) {
+    return set_error(TT_INVALID_ARGUMENT,
+                     "%s: expected out and bias of float32, bfloat16 or float16", kOp);
+  }
+  if (epilogue->activation < TT_ACT_NONE || epilogue->activation > TT_ACT_SILU) {
+    return set_error(TT_INVALID_ARGUMENT, "%s: unknown activation %d", kOp, epilogue->activation);
+  }
+  if (epilogue->out_stride < N && M > 1) {
+    return set_error(TT_INVALID_ARGUMENT, "%s: expected out_stride >= N=%lld, got %lld", kOp,
+                     (long long)N, (long long)epilogue->out_stride);
+  }
+  return TT_OK;
+}
+
+tt_status check(const void* x, tt_dtype x_dtype, const tt_bitmap* weight, int64_t M, int64_t N,
+                int64_t K, const tt_epilogue* epilogue) {
+  if (M < 0 || N < 0 || K < 0) {
+    return set_error(TT_INVALID_ARGUMENT, "%s: expected sizes >= 0, got M=%lld N=%lld K=%lld", kOp,
+                     (long long)M, (long long)N, (long long)K);
+  }
+  const tt_status status = check_weight(weight, x_dtype, N, K);
+  if (status != TT_OK) return status;
+  if (x == nullptr && M > 0 && K > 0) return set_error(TT_INVALID_ARGUMENT, "%s: x is NULL", kOp);
+  return check_epilogue(epilogue, weight->dtype == TT_I8, M, N);
+}
+
+}  // namespace
+}  // namespace trimtab
+
+using namespace trimtab;
+
+int64_t tt_bitmap_row_bytes(int64_t K) { return (K + 63) / 64 * 8; }
+
+tt_status tt_bitmap_linear(const void* x, tt_dtype x_dtype, int64_t x_stride,
+                           const tt_bitmap* weight, int64_t M, int64_t N, int64_t K,
+                           const tt_epilogue* epilogue, const tt_parallel* parallel) {
+  tt_status status = check(x, x_dtype, weight, M, N, K, epilogue);
+  if (status != TT_OK) return status;
+  tt_isa isa;
+  status = current_isa(&isa);
+  if (status != TT_OK || M == 0 || N == 0) return status;
+
+  Pass pass;
+  pass.kernel = bitmap_kernel(isa, weight->dtype, M);
+  const int64_t steps = std::max<int64_t>(panel_steps(K, pass.kernel.cell), 1);
+  const int64_t panel_bytes = steps * kSparseStepBytes;
+  const int64_t most_rows = std::max<int64_t>(kMaxPanelBytes / panel_bytes * kSparseM, kSparseM);
+  const int64_t pass_rows = round_up(std::min(M, most_rows), kSparseM);
+  const bool own_bias = epilogue->bias == nullptr || epilogue->bias_dtype != TT_F32;
+  const int64_t x_bytes = pass_rows / kSparseM * panel_bytes, scale_bytes = pass_rows * 4;
+  char* scratch =
+      static_cast<char*>(thread_scratch(x_bytes + scale_bytes + (own_bias ? N * 4 : 0)));
+  if (scratch == nullptr) {
+    return set_error(TT_OUT_OF_MEMORY, "%s: no memory for %lld bytes of scratch", kOp,
+                     (long long)(x_bytes + scale_bytes + N * 4));
+  }
+  float* bias = reinterpret_cast<float*>(scratch + x_bytes + scale_bytes);
+  if (own_bias) widen_bias(*epilogue, N, bias);
+
+  const SparseLanes& lanes = sparse_lanes(isa);
+  const bool int8 = weight->dtype == TT_I8;
+  pass.dtype = x_dtype;
+  pass.x_stride = x_stride;
+  pass.row_bytes = x_stride * dtype_size(x_dtype);
+  pass.a_scale = reinterpret_cast<float*>(scratch + x_bytes);
+  pass.block = {scratch, panel_bytes, 0, *weight, tt_bitmap_row_bytes(K), K, 0, N};
+  pass.output = {&lanes,
+                 int8 ? lanes.int8_epilogue(epilogue->activation, epilogue->out_dtype) : nullptr,
+                 lanes.float_epilogue(epilogue->activation, epilogue->out_dtype),
+                 pass.a_scale,
+                 epilogue->b_scale,
+                 own_bias ? bias : static_cast<const float*>(epilogue->bias),
+                 nullptr,
+                 epilogue->out_stride,
+                 dtype_size(epilogue->out_dtype)};
+  const tt_parallel pool = pool_or_serial(parallel);
+  const bool many = pool.run != nullptr && worth_threads(isa, *weight, M, N, pass.block.row_bytes);
+  for (int64_t m = 0; m < M; m += pass_rows) {
+    pass.x = static_cast<const char*>(x) + m * pass.row_bytes;
+    pass.block.rows = std::min(pass_rows, M - m);
+    pass.output.out =
+        static_cast<char*>(epilogue->out) + m * epilogue->out_stride * pass.output.out_size;
+    run_pass(pass, N, pool, many ? pool.threads : 1);
+  }
+  return TT_OK;
+}
