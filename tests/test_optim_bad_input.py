@@ -41,7 +41,7 @@ def test_complex_and_float64() -> None:
 def test_meta_parameter() -> None:
     p = torch.nn.Parameter(torch.ones(3, device="meta"))
     p.grad = torch.ones(3, device="meta")
-    refused([p], "expected a dense CPU tensor, got torch.strided on meta")
+    refused([p], "expected tensors on a CPU or a GPU, got meta")
 
 
 def test_gradient_of_another_shape() -> None:

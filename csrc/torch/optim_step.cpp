@@ -54,6 +54,7 @@ struct OptimGather {
   const uint8_t* is_new;  // [n] has no state yet
   tt_optim_tensor* out;  // numel and dtypes filled in; receives pointers and the gradient's dtype
   uint8_t* status;  // [n]
+  int32_t* device;  // [n] of the parameter when it was first looked at, as device_of says; before: -1
   int64_t counts[kStatuses];
 };
 
@@ -80,11 +81,18 @@ int dtype_of(AtenTensorHandle tensor) {
   return dtype == codes.f16 ? TT_F16 : -1;
 }
 
-bool is_dense_on_cpu(AtenTensorHandle tensor) {
-  int32_t device = -1, kind = -1;
-  aoti_torch_get_device_type(tensor, &device);
-  aoti_torch_get_layout(tensor, &kind);
-  return device == codes.cpu && kind == codes.strided;
+// One number for a kind of device and an index.
+int32_t device_of(AtenTensorHandle tensor) {
+  int32_t kind = -1, index = 0;
+  aoti_torch_get_device_type(tensor, &kind);
+  if (kind != codes.cpu) aoti_torch_get_device_index(tensor, &index);
+  return kind << 16 | (index & 0xffff);
+}
+
+bool is_dense_on(AtenTensorHandle tensor, int32_t device) {
+  int32_t layout = -1;
+  aoti_torch_get_layout(tensor, &layout);
+  return layout == codes.strided && device_of(tensor) == device;
 }
 
 bool has_layout(AtenTensorHandle tensor, const int64_t* layout) {
@@ -128,7 +136,9 @@ Status gather(const OptimGather& g, int64_t i) {
   void* now = nullptr;
   if (!has_layout(param, layout)) return kChanged;
   aoti_torch_get_data_ptr(param, &now);
-  if (now != out.param && (!is_dense_on_cpu(param) || dtype_of(param) != out.param_dtype))
+  int32_t& device = g.device[i];
+  if (device < 0) device = device_of(param);
+  if (now != out.param && (!is_dense_on(param, device) || dtype_of(param) != out.param_dtype))
     return kChanged;
   out.param = now;
   void** const pointers = &out.param;  // those of the slots follow each other from state on
@@ -139,11 +149,12 @@ Status gather(const OptimGather& g, int64_t i) {
     if (now == pointers[slot]) continue;
     int64_t numel = -1;
     aoti_torch_get_numel(handle(tensors[slot]), &numel);
-    if (numel != length(slot, out.numel)) return kChanged;
+    if (numel != length(slot, out.numel) || device_of(handle(tensors[slot])) != device)
+      return kChanged;
     pointers[slot] = now;
   }
   const int dtype = dtype_of(grad);
-  if (dtype < 0 || !is_dense_on_cpu(grad) || !has_layout(grad, layout)) return kIrregular;
+  if (dtype < 0 || !is_dense_on(grad, device) || !has_layout(grad, layout)) return kIrregular;
   out.grad_dtype = uint8_t(dtype);
   aoti_torch_get_data_ptr(grad, &out.grad);
   static float none;

@@ -48,7 +48,10 @@ class ReleasedGradients:
         self.optimizer = optimizer
         self._single: dict[Tensor, FusedStep] = {}
         self._stepped: set[Tensor] = set()
-        self._squares = torch.zeros((), dtype=torch.float64)
+        home = next(iter(self._params())).device
+        self._squares = torch.zeros((), dtype=torch.float64, device=home)
+        # What the optimizers of single parameters share with the whole.
+        optimizer._skipped, optimizer._norm = optimizer._skipped.to(home), optimizer._norm.to(home)
         self._check()
         for at, param in enumerate(self._params()):
             if param.grad is not None:
@@ -124,7 +127,8 @@ class ReleasedGradients:
         if grad is None:
             return
         if self.optimizer.max_grad_norm is not None and grad.layout == torch.strided:
-            self._squares += torch.linalg.vector_norm(grad, dtype=torch.float64) ** 2
+            norm = torch.linalg.vector_norm(grad, dtype=torch.float64)
+            self._squares += norm.to(self._squares.device) ** 2
         single = self._of(param)
         single.step()
         self._stepped.add(param)

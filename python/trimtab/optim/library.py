@@ -98,6 +98,7 @@ class Gather(ctypes.Structure):
         ("is_new", c_void_p),
         ("out", c_void_p),
         ("status", c_void_p),
+        ("device", c_void_p),
         ("counts", c_int64 * 5),
     ]
 
@@ -145,6 +146,18 @@ def gather(arguments: Gather) -> None:
 
 
 @cache
+def _memcmp() -> Any:
+    function = ctypes.CDLL(None).memcmp
+    function.argtypes = (c_void_p, c_void_p, ctypes.c_size_t)
+    return function
+
+
+def memory_differs(left: int, right: int, size: int) -> bool:
+    """Whether `size` bytes at two addresses differ."""
+    return bool(_memcmp()(left, right, size))
+
+
+@cache
 def _reads_objects() -> bool:
     return bool(_gather_library().trimtab_optim_reads_objects())
 
@@ -177,7 +190,7 @@ def reads_gradients() -> bool:
     layout, at = np.array([1, 3, 1]), np.zeros(2, np.int64)
     out, status, is_new = np.zeros(2, TENSOR), np.zeros(2, np.uint8), np.zeros(2, np.uint8)
     out["numel"] = 3
-    arrays = (tensors, None, layout, at, is_new, out, status)
+    arrays = (tensors, None, layout, at, is_new, out, status, np.full(2, -1, np.int32))
     gather(Gather(2, *(None if a is None else a.ctypes.data for a in arrays)))
     found = status.tolist() == [NO_GRAD, READY] and out["grad"].tolist() == [
         0,

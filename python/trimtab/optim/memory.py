@@ -81,8 +81,14 @@ def is_coded(optimizer: FusedStep, param: Tensor) -> bool:
 # --- codes
 
 
+# On the CPU, for tensors of any device: states are coded when they are made or loaded, not in a step.
+
+
 def encode(x: Tensor, is_signed: bool) -> tuple[Tensor, Tensor]:
     """Codes and scales of a float32 tensor without gaps between its elements."""
+    if x.device.type != "cpu":
+        codes, scales = encode(x.cpu(), is_signed)
+        return codes.to(x.device), scales.to(x.device)
     codes = torch.empty_like(x, dtype=torch.uint8)
     scales = torch.empty(-(-x.numel() // BLOCK), dtype=torch.float32)
     library.encode(x.data_ptr(), x.numel(), is_signed, codes.data_ptr(), scales.data_ptr())
@@ -90,6 +96,8 @@ def encode(x: Tensor, is_signed: bool) -> tuple[Tensor, Tensor]:
 
 
 def decode(codes: Tensor, scales: Tensor, is_signed: bool) -> Tensor:
+    if codes.device.type != "cpu":
+        return decode(codes.cpu(), scales.cpu(), is_signed).to(codes.device)
     x = torch.empty_like(codes, dtype=torch.float32)
     if x.stride() != codes.stride():
         raise ValueError(f"8-bit states: strides {codes.stride()} leave gaps")

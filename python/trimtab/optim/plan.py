@@ -7,6 +7,7 @@ hundred nanoseconds a tensor: parameters and states are still the same objects, 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import library, memory, shards
+from . import device, library, memory, shards
+from .device import Runner
 
 if TYPE_CHECKING:
     from .base import FusedStep
@@ -23,6 +25,18 @@ if TYPE_CHECKING:
 
 def _parameters(optimizer: FusedStep) -> list[Tensor]:
     return list(chain.from_iterable(map(itemgetter("params"), optimizer.param_groups)))
+
+
+@dataclass
+class Run:
+    """The parameters of one device: a call a step."""
+
+    device: torch.device
+    runner: Runner
+    away: np.ndarray  # [n] whether a parameter is on another device
+    groups: np.ndarray  # tt_optim_group, as this device reads them
+    # lr as this device reads it, by number of the group, where a group's own tensor can't be read there
+    rates: dict[int, Tensor]
 
 
 class Plan:
@@ -41,10 +55,13 @@ class Plan:
             raise RuntimeError(f'{self.name}: clip_rounding="torch" is not there for DTensors')
         self.groups = optimizer.param_groups
         n = len(self.params)
+        self.runs = self._make_runs()
+        self.waits = all(run.runner.waits for run in self.runs)
         self.table = np.zeros(n, library.TENSOR)
         self.handles = np.zeros((n, library.SLOTS), np.uint64)
         self.is_new = np.zeros(n, np.uint8)
         self.status = np.zeros(n, np.uint8)
+        self.masks: dict[int, Tensor] = {}
         self.kept: list[Tensor] = []  # what the handles point to
         self.dense: dict[int, Tensor] = {}  # copies of parameters with gaps between their elements
         self.first: list[tuple[Tensor, str]] = []  # states that this plan made without contents
@@ -70,6 +87,7 @@ class Plan:
         self.starts = np.array(starts, np.int64)
         states = [state for state in optimizer.state.values() if isinstance(state, dict)]
         self.state_values = list(chain.from_iterable(map(dict.values, states)))
+        self.devices = np.full(n, -1, np.int32)  # as the library numbers them
         own = library.reads_gradients() and not self.sharded and not self.main_grads
         self.grad_handles = None if own else np.zeros(n, np.uint64)
         self.arguments = library.Gather(
@@ -84,12 +102,32 @@ class Plan:
                     self.is_new,
                     self.table,
                     self.status,
+                    self.devices,
                 )
             ),
         )
         self._numbers(optimizer)
+        if self.runs:
+            home = self.runs[0].device
+            optimizer._skipped = optimizer._skipped.to(home)
+            optimizer._norm = optimizer._norm.to(home)
 
     # --- building
+
+    def _make_runs(self) -> list[Run]:
+        """One a device, in the order of their first parameters."""
+        places = [piece.device for piece in self.pieces]
+        runs = []
+        for place in dict.fromkeys(places):
+            if place.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    f"{self.name}: a CUDA graph is being captured; expected a step of these parameters "
+                    "and states before, outside of it"
+                )
+            away = np.array([other != place for other in places])
+            groups = np.zeros(len(self.groups), library.GROUP)
+            runs.append(Run(place, device.runner(self.name, place), away, groups, {}))
+        return runs
 
     def _grad(self, param: Tensor) -> Tensor | None:
         main = getattr(param, "main_grad", None) if self.main_grads else None
@@ -115,10 +153,8 @@ class Plan:
                 f"{where}: expected float32, bfloat16 or float16, got {param.dtype}; "
                 f"torch.optim.{self.name} takes others"
             )
-        if param.layout != torch.strided or param.device.type != "cpu":
-            raise RuntimeError(
-                f"{where}: expected a dense CPU tensor, got {param.layout} on {param.device}"
-            )
+        if param.layout != torch.strided:
+            raise RuntimeError(f"{where}: expected a dense tensor, got {param.layout}")
         if param.is_contiguous():
             return param
         if any(s == 0 and n > 1 for s, n in zip(param.stride(), param.shape)):
@@ -150,9 +186,9 @@ class Plan:
             self.first.append((param, "momentum_buffer"))
         tensors: dict[int, Tensor] = {library.PARAM: like}
         if optimizer.counts_steps or optimizer.rounding == "stochastic":
-            tensors[library.STEP] = self._scalar(state, "step", 0.0)
+            tensors[library.STEP] = self._scalar(state, "step", 0.0, like.device)
         if optimizer.product:
-            tensors[library.PRODUCT] = self._scalar(state, optimizer.product, 1.0)
+            tensors[library.PRODUCT] = self._scalar(state, optimizer.product, 1.0, like.device)
         dtype = optimizer.state_dtype or self._state_dtype(state, names, param)
         if dtype == torch.int8:
             dtype = torch.float32
@@ -174,7 +210,7 @@ class Plan:
             del state["ema"]
         if (mask := optimizer._masks.get(param)) is not None:
             mask = shards.piece(mask, param, f"{self.name}.set_mask")
-            tensors[library.MASK] = self._as(mask, like, torch.bool)
+            tensors[library.MASK] = self.masks[at] = self._as(mask, like, torch.bool)
         if (copy := optimizer._copies.get(param)) is not None:
             tensors[library.COPY] = shards.piece(copy, param, f"{self.name}.set_copy")
             row["copy_dtype"] = library.DTYPES[copy.dtype]
@@ -258,11 +294,12 @@ class Plan:
         return found.pop() if len(found) == 1 and found <= library.DTYPES.keys() else param.dtype
 
     @staticmethod
-    def _scalar(state: dict[str, Any], name: str, initial: float) -> Tensor:
+    def _scalar(state: dict[str, Any], name: str, initial: float, place: torch.device) -> Tensor:
         value = state.get(name)
         right = isinstance(value, Tensor) and value.dtype == torch.float32 and value.dim() == 0
-        if value is None or not right or value.device.type != "cpu":
-            state[name] = torch.tensor(float(initial if value is None else value))
+        if value is None or not right or value.device != place:
+            number = float(initial if value is None else value)
+            state[name] = torch.full((), number, device=place)
             if value is None and len(state) > 1:  # torch's order: step first
                 others = {key: state.pop(key) for key in list(state) if key != name}
                 state.update(others)
@@ -299,6 +336,7 @@ class Plan:
         self.values: list[tuple[Any, ...]] = []
         self.live = False  # a hyper-parameter is a tensor, whose value can change by itself
         self.group_table = np.zeros(len(self.groups), library.GROUP)
+        self.rates: dict[int, Tensor] = {}  # lr of a group, where it is a tensor on a GPU
 
     # --- a step
 
@@ -330,9 +368,10 @@ class Plan:
         """Hyper-parameters from the param groups, if any changed."""
         values = list(map(self.entries, self.groups))
         if not self.live and values == self.values:
-            return
+            return self._refresh_rates()
         self.values = values
         self.live = False
+        self.rates = {}
         table = self.group_table
         flags = np.zeros(len(values), np.int64)
         for key, column in zip(self.keys, zip(*values)):
@@ -342,10 +381,35 @@ class Plan:
                 self.live |= any(isinstance(v, Tensor) for pair in column for v in pair)
                 table["beta1"] = [float(pair[0]) for pair in column]
                 table["beta2"] = [float(pair[1]) for pair in column]
+            elif key == "lr":
+                table[key] = [self._rate(*entry) for entry in enumerate(column)]
             else:
                 self.live |= any(isinstance(value, Tensor) for value in column)
                 table[key] = [float(value) for value in column]
         table["flags"] = flags
+        for run in self.runs:
+            run.groups[:] = table
+        self._refresh_rates()
+
+    def _rate(self, number: int, lr: Any) -> float:
+        """lr of a group; NaN where it is read on a GPU when the step is made."""
+        if not isinstance(lr, Tensor):
+            return float(lr)
+        if lr.device.type == "cpu" or any(run.runner.waits for run in self.runs):
+            self.live = True
+            return float(lr)
+        self.rates[number] = lr
+        return math.nan
+
+    def _refresh_rates(self) -> None:
+        for run in self.runs:
+            for number, lr in self.rates.items():
+                if lr.device == run.device and lr.dtype == torch.float32 and lr.numel() == 1:
+                    kept = lr
+                else:
+                    kept = run.rates.setdefault(number, torch.zeros((), device=run.device))
+                    kept.copy_(lr.reshape(()), non_blocking=True)
+                run.groups["lr_tensor"][number] = kept.data_ptr()
 
     def _regular(self, at: int) -> Tensor:
         """A copy of a gradient that is not laid out like its parameter."""
@@ -409,7 +473,7 @@ class Plan:
 
         Clipping goes into the scale: grad / (scale / clip).
         """
-        scale = self._number(shards.local(getattr(optimizer, "grad_scale", None)))
+        scale = shards.local(getattr(optimizer, "grad_scale", None))
         found = getattr(optimizer, "found_inf", None)
         if found is not None:
             found = shards.anywhere(found, self.params)
@@ -437,46 +501,83 @@ class Plan:
     def _call(
         self, optimizer: FusedStep, agreed: tuple[Tensor | None, Tensor | None] | None = None
     ) -> bool:
-        """The kernel; True if it skipped the step."""
+        """A call of the kernel a device; True if it is known that they skipped the step."""
         clipped = optimizer.max_grad_norm is not None and agreed is None
-        if agreed is None:
-            scale = self._number(getattr(optimizer, "grad_scale", None))
-            found = self._number(getattr(optimizer, "found_inf", None))
-        else:
-            scale, found = agreed
-        norm = self._number(optimizer.norm_estimate if clipped else None)
-        before = int(optimizer._skipped)
-        library.step(
-            library.Call(
+        skips = optimizer.skip_nonfinite and agreed is None
+        scale, found = agreed or (
+            getattr(optimizer, "grad_scale", None),
+            getattr(optimizer, "found_inf", None),
+        )
+        norm = optimizer.norm_estimate if clipped else None
+        apart = len(self.runs) > 1
+        if apart and (skips or (clipped and norm is None)):
+            whole = self._norm_everywhere(scale)
+            norm = whole if norm is None else norm
+            if skips:
+                worst = (~torch.isfinite(whole)).float()
+                found = worst if found is None else torch.maximum(worst, found.to(worst.device))
+                skips = False
+        asks = self.waits or (bool(self.first) and (skips or found is not None))
+        before = int(optimizer._skipped) if asks else 0
+        for run in self.runs:
+            rows = self.table
+            if apart:
+                rows = self.table.copy()
+                rows["grad"][run.away] = 0
+            speaks = run is self.runs[0]
+            numbers = [self._number(value, run.device) for value in (scale, found, norm)]
+            pointers = [None if value is None else value.data_ptr() for value in numbers]
+            call = library.Call(
                 library.RULES.index(optimizer.rule),
                 int(optimizer.zero_grads),
-                int(optimizer.skip_nonfinite and agreed is None),
+                int(skips),
                 int(optimizer.torch_tails),
-                self.table.ctypes.data,
-                len(self.table),
-                self.group_table.ctypes.data,
-                len(self.group_table),
-                None if scale is None else scale.data_ptr(),
-                None if found is None else found.data_ptr(),
+                rows.ctypes.data,
+                len(rows),
+                run.groups.ctypes.data,
+                len(run.groups),
+                pointers[0],
+                pointers[1],
                 optimizer.max_grad_norm if clipped else -1.0,
                 optimizer.ema_decay or 0.0,
-                optimizer._norm.data_ptr() if clipped else None,
-                optimizer._skipped.data_ptr(),
-                None if norm is None else norm.data_ptr(),
+                optimizer._norm.data_ptr() if clipped and speaks else None,
+                optimizer._skipped.data_ptr() if speaks else None,
+                pointers[2],
                 int(optimizer.clip_rounding == "torch"),
                 0,
                 int(optimizer.rounding == "stochastic"),
                 optimizer.seed,
             )
-        )
-        return int(optimizer._skipped) != before
+            run.runner.step(call, rows, run.groups)
+        return asks and int(optimizer._skipped) != before
+
+    def _norm_everywhere(self, scale: Any) -> Tensor:
+        """Norm of the gradients on all devices, on that of the first parameter."""
+        home = self.runs[0].device
+        squares = []
+        for at in np.flatnonzero(self.table["grad"]).tolist():
+            grad = self._grad(self.params[at])
+            assert grad is not None
+            if self.handles[at, library.MASK]:
+                mask = self.masks[at]
+                grad = torch.where(
+                    mask, grad, torch.zeros((), dtype=grad.dtype, device=mask.device)
+                )
+            norm = torch.linalg.vector_norm(grad, dtype=torch.float64)
+            squares.append(norm.to(home, non_blocking=True))
+        norm = torch.linalg.vector_norm(torch.stack(squares))
+        if scale is not None:
+            norm = norm / torch.as_tensor(scale, device=home).reshape(())
+        return norm.float()
 
     @staticmethod
-    def _number(value: Any) -> Tensor | None:
-        """What GradScaler hands over, as a float32 on the CPU."""
+    def _number(value: Any, place: torch.device) -> Tensor | None:
+        """What GradScaler hands over, as a float32 on a device."""
         if value is None:
             return None
-        return torch.as_tensor(value, dtype=torch.float32, device="cpu").reshape(())
+        if not isinstance(value, Tensor):
+            return torch.full((), float(value), device=place)
+        return value.to(place, torch.float32, non_blocking=place.type != "cpu").reshape(())
 
     def _forget_first(self, optimizer: FusedStep) -> None:
         """After a skipped first step a momentum buffer still holds nothing."""

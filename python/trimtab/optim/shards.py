@@ -71,14 +71,13 @@ def _groups(tensor: Tensor) -> tuple[Any, ...]:
 
 def total_norm(grads: Iterable[Tensor]) -> float:
     """2-norm of all gradients, pieces elsewhere included; every process gets the same."""
-    sums: dict[tuple[Any, ...], float] = {}
+    sums: dict[tuple[Any, ...], Tensor] = {}  # on the device of their pieces, as NCCL wants them
     for grad in grads:
         groups = _groups(grad)
-        norm = float(torch.linalg.vector_norm(local(grad), dtype=torch.float64))
-        sums[groups] = sums.get(groups, 0.0) + norm * norm
+        square = torch.linalg.vector_norm(local(grad), dtype=torch.float64) ** 2
+        sums[groups] = sums[groups] + square.to(sums[groups].device) if groups in sums else square
     total = 0.0
-    for groups, value in sums.items():
-        shared = torch.tensor(value, dtype=torch.float64)
+    for groups, shared in sums.items():
         for group in groups:
             torch.distributed.all_reduce(shared, group=group)
         total += float(shared)
@@ -87,7 +86,8 @@ def total_norm(grads: Iterable[Tensor]) -> float:
 
 def anywhere(found: Any, params: Sequence[Tensor]) -> Tensor:
     """GradScaler's found_inf, which each process has of its own pieces: 1 if one of them saw one."""
-    worst = torch.as_tensor(local(found), dtype=torch.float32, device="cpu").reshape(()).clone()
+    place = local(params[0]).device
+    worst = torch.as_tensor(local(found), dtype=torch.float32, device=place).reshape(()).clone()
     for group in dict.fromkeys(group for param in params for group in _groups(param)):
         torch.distributed.all_reduce(worst, torch.distributed.ReduceOp.MAX, group=group)
     return worst

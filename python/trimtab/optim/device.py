@@ -1,0 +1,260 @@
+"""Who makes the step of a device's parameters: C++ for a CPU, CUDA C++ or Triton for a GPU.
+
+A runner is handed a whole tt_optim_call each step and keeps between steps what its device needs: on
+CUDA the table of tensors, which csrc/cuda reads there. Nothing in a step of a GPU waits for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..ops import backend
+from . import library
+
+
+class Runner(Protocol):
+    waits: bool  # a step is made when step() returns
+
+    def step(self, call: library.Call, rows: np.ndarray, groups: np.ndarray) -> None:
+        """rows and groups are what the call's tensors and groups point to."""
+
+
+class HostRunner:
+    """tt_optim_step on torch's threads."""
+
+    waits = True
+
+    def step(self, call: library.Call, rows: np.ndarray, groups: np.ndarray) -> None:
+        library.step(call)
+
+
+# --- CUDA C++
+
+
+class CudaFunctions(Protocol):
+    """The C functions of libtrimtab_cuda.so; RuntimeError where one refuses."""
+
+    def sizes(self, call: library.Call) -> tuple[int, int]: ...
+    def table(self, call: library.Call, table: Tensor) -> None: ...
+    def step(
+        self, call: library.Call, table: Tensor, workspace: Tensor, stream: int | None
+    ) -> None: ...
+
+
+class Queue:
+    """One GPU as torch sees it: its current stream, its allocator, captures of graphs."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def guard(self) -> AbstractContextManager[Any]:
+        return torch.cuda.device(self.device)
+
+    def stream(self) -> int:
+        return torch.cuda.current_stream(self.device).cuda_stream
+
+    def is_capturing(self) -> bool:
+        return torch.cuda.is_current_stream_capturing()
+
+    def pinned(self, size: int) -> Tensor:
+        # torch's cache of pinned memory hands a block out again only after the copies from it.
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+    def empty(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.uint8, device=self.device)
+
+
+@dataclass
+class Buffers:
+    """A table on the device, what it was made of, and the memory of the steps that read it."""
+
+    stream: int
+    options: tuple[int, ...]
+    rows: np.ndarray
+    groups: np.ndarray
+    table: Tensor
+    workspace: Tensor
+
+    def serve(self, call: library.Call, rows: np.ndarray, groups: np.ndarray, stream: int) -> bool:
+        return (
+            self.stream == stream
+            and self.options == _options(call)
+            and _same_bytes(self.rows, rows)
+            and _same_bytes(self.groups, groups)
+        )
+
+
+RESERVE = 2  # captures without a step between them
+# Tables that captured graphs copy from at every replay. Nothing says when a graph is gone.
+_captured: list[Tensor] = []
+
+
+class CudaRunner:
+    """tt_optim_step_cuda on the current stream.
+
+    The table is copied to the device when a pointer or a number in it has changed, from pinned
+    memory: no step waits. Under CUDA graph capture all memory comes from the graph's pool, but for the
+    pinned table, which a step before must have set aside.
+    """
+
+    waits = False
+
+    def __init__(self, queue: Queue, functions: CudaFunctions) -> None:
+        self.queue, self.functions = queue, functions
+        self.buffers: Buffers | None = None
+        self.reserve: list[Tensor] = []  # pinned tables for captures
+
+    def step(self, call: library.Call, rows: np.ndarray, groups: np.ndarray) -> None:
+        with self.queue.guard():
+            stream, capturing = self.queue.stream(), self.queue.is_capturing()
+            buffers = self.buffers
+            if capturing or buffers is None or not buffers.serve(call, rows, groups, stream):
+                buffers = self._upload(call, rows, groups, stream, capturing)
+            if not capturing:
+                self.buffers = buffers
+                while len(self.reserve) < RESERVE:
+                    self.reserve.append(self.queue.pinned(buffers.table.numel()))
+            self.functions.step(call, buffers.table, buffers.workspace, stream)
+
+    def _upload(
+        self,
+        call: library.Call,
+        rows: np.ndarray,
+        groups: np.ndarray,
+        stream: int,
+        capturing: bool,
+    ) -> Buffers:
+        size, workspace_size = self.functions.sizes(call)
+        old = None if capturing else self.buffers
+        if capturing:
+            self.reserve = [host for host in self.reserve if host.numel() >= size]
+            if not self.reserve:
+                raise RuntimeError(
+                    "optim_step: a CUDA graph is being captured; expected a step of the same "
+                    f"parameters before, outside of it, and one after every {RESERVE} captures"
+                )
+            host = self.reserve.pop()[:size]
+            _captured.append(host)
+        else:
+            host = self.queue.pinned(size)
+        self.functions.table(call, host)
+        # What the steps before still read on this stream is overwritten after them.
+        if old is not None and old.stream == stream and old.table.numel() == size:
+            table, workspace = old.table, old.workspace
+            if workspace.numel() != workspace_size:
+                workspace = self.queue.empty(workspace_size)
+        else:
+            table, workspace = self.queue.empty(size), self.queue.empty(workspace_size)
+        table.copy_(host, non_blocking=True)
+        return Buffers(stream, _options(call), rows.copy(), groups.copy(), table, workspace)
+
+
+def _options(call: library.Call) -> tuple[int, ...]:
+    """What a table depends on beside tensors and groups."""
+    return call.rule, call.torch_tails
+
+
+def _same_bytes(left: np.ndarray, right: np.ndarray) -> bool:
+    return left.nbytes == right.nbytes and not library.memory_differs(
+        left.ctypes.data, right.ctypes.data, left.nbytes
+    )
+
+
+class _Loaded:
+    """CudaFunctions of libtrimtab_cuda.so."""
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL(str(backend.LIBRARY))
+        self._library.tt_last_error.restype = ctypes.c_char_p
+
+    def _check(self, status: int) -> None:
+        if status:
+            raise RuntimeError(self._library.tt_last_error().decode())
+
+    def sizes(self, call: library.Call) -> tuple[int, int]:
+        table, workspace = ctypes.c_int64(), ctypes.c_int64()
+        arguments = ctypes.byref(call), ctypes.byref(table), ctypes.byref(workspace)
+        self._check(self._library.tt_optim_step_sizes_cuda(*arguments))
+        return table.value, workspace.value
+
+    def table(self, call: library.Call, table: Tensor) -> None:
+        pointer = ctypes.c_void_p(table.data_ptr())
+        self._check(self._library.tt_optim_step_table_cuda(ctypes.byref(call), pointer))
+
+    def step(
+        self, call: library.Call, table: Tensor, workspace: Tensor, stream: int | None
+    ) -> None:
+        pointers = (table.data_ptr(), workspace.data_ptr(), stream)
+        arguments = map(ctypes.c_void_p, pointers)
+        self._check(self._library.tt_optim_step_cuda(ctypes.byref(call), *arguments))
+
+
+_functions: CudaFunctions | None = None
+
+
+def _cuda_functions() -> CudaFunctions:
+    global _functions
+    if _functions is None:
+        _functions = _Loaded()
+    return _functions
+
+
+# --- the choice
+
+
+def why_not_cuda(device: torch.device) -> str:
+    """Why CUDA C++ cannot serve a device; empty if it does."""
+    if device.type != "cuda":
+        return f"{device} is no NVIDIA GPU"
+    if problem := backend.cuda_problem():
+        return problem
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < backend.LEAST_CAPABILITY:
+        return f"compute capability {major}.{minor} is below 8.0"
+    return ""
+
+
+def runner(name: str, device: torch.device) -> Runner:
+    """The runner of a device, by ``TRIMTAB_BACKEND``; RuntimeError where there is none."""
+    if device.type == "cpu":
+        return HostRunner()
+    forced = backend.FORCED
+    if device.type in ("meta", "mps"):
+        raise RuntimeError(f"{name}: expected tensors on a CPU or a GPU, got {device}")
+    if forced == "cpu":
+        raise RuntimeError(
+            f"{name}: expected tensors on the CPU, as TRIMTAB_BACKEND=cpu says, got {device}"
+        )
+    if forced == "reference":
+        raise RuntimeError(
+            f"{name}: optimizers have no NumPy reference, which TRIMTAB_BACKEND=reference asks for; "
+            f"expected cuda or triton for tensors on {device}"
+        )
+    problem = "TRIMTAB_BACKEND=triton" if forced == "triton" else why_not_cuda(device)
+    if not problem:
+        return CudaRunner(Queue(device), _cuda_functions())
+    if forced == "cuda":
+        raise RuntimeError(f"{name}: TRIMTAB_BACKEND=cuda: {problem}")
+    return _triton_runner(name, device, problem)
+
+
+def _triton_runner(name: str, device: torch.device, problem: str) -> Runner:
+    make: Callable[[torch.device], Runner] | None = None
+    try:
+        from ..kernels import load
+
+        make = load("optim_step")
+    except (ImportError, ValueError) as error:
+        raise RuntimeError(
+            f"{name}: nothing here steps parameters on {device}: no CUDA C++ ({problem}), no Triton "
+            f"({error})"
+        ) from error
+    return make(device)
