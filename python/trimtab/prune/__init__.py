@@ -6,12 +6,26 @@ optimizer. Every function changes the model whole or not at all.
 """
 
 from .apply import scores_
+from .importance import Movement, movement_, taylor_
 from .magnitude import magnitude_
 from .report import PruneReport, report
+from .schedule import Cubic, OneShot, Schedule, iterative_, soft_filter_
+from .sparsegpt import sparsegpt_
 from .state import Hold, finalize_, hold_, masks, set_mask_, targets
+from .wanda import wanda_
 
 __all__ = [
     "magnitude_",
+    "wanda_",
+    "sparsegpt_",
+    "taylor_",
+    "Movement",
+    "movement_",
+    "soft_filter_",
+    "iterative_",
+    "Schedule",
+    "Cubic",
+    "OneShot",
     "scores_",
     "hold_",
     "Hold",

@@ -44,27 +44,31 @@ def layers_of(sparsity: Sparsity | None, layers: Layers) -> Layers:
     return layers
 
 
-def choose(
+def units_of(
     op: str,
     chosen: Sequence[Target],
     scores: Sequence[Tensor],
     pattern: Pattern,
-    sparsity: Sequence[float],
-    scope: str,
     signed: bool = False,
 ) -> list[Tensor]:
-    """A mask a target; changes nothing. Weights that are pruned already go first."""
-    if scope not in ("layer", "global"):
-        raise ValueError(f'{op}: expected scope "layer" or "global", got {scope!r}')
-    units = []
+    """Scores of what is kept or pruned together; NaN raises."""
     for target, score in zip(chosen, scores):
         check_scores(op, target.name, score)
-        low = -torch.inf if signed else -1.0
-        own = pattern.units(score, signed)
-        if target.mask is not None:
-            alive = pattern.units(target.mask.float(), signed=True) > 0
-            own = torch.where(alive, own, torch.full_like(own, low))
-        units.append(own)
+    return [pattern.units(score, signed) for score in scores]
+
+
+def choose(
+    op: str,
+    chosen: Sequence[Target],
+    units: Sequence[Tensor],
+    pattern: Pattern,
+    sparsity: Sequence[float],
+    scope: str,
+) -> list[Tensor]:
+    """A mask a target; changes nothing. What is pruned already goes first."""
+    if scope not in ("layer", "global"):
+        raise ValueError(f'{op}: expected scope "layer" or "global", got {scope!r}')
+    units = [demoted(target, own, pattern) for target, own in zip(chosen, units)]
     if pattern.kind == "n:m":
         keeps: list[Tensor | None] = [None] * len(units)
     elif scope == "layer":
@@ -80,6 +84,14 @@ def choose(
     masks = [pattern.mask(u, k, t.weight.shape) for u, k, t in zip(units, keeps, chosen)]
     # A unit that stays does not bring back its weights that are pruned.
     return [m if t.mask is None else m & t.mask for m, t in zip(masks, chosen)]
+
+
+def demoted(target: Target, units: Tensor, pattern: Pattern) -> Tensor:
+    """Units that are pruned already rank below all others."""
+    if target.mask is None:
+        return units
+    alive = pattern.units(target.mask.float(), signed=True) > 0
+    return units.masked_fill(~alive, -torch.inf)
 
 
 def set_masks_(
@@ -138,4 +150,5 @@ def scores_(
         check_scores(op, target.name, target.weight.detach())
         values.append(score.detach())
     wanted = sparsities(op, kind, sparsity, chosen)
-    return set_masks_(model, chosen, choose(op, chosen, values, kind, wanted, scope, signed), kind)
+    units = units_of(op, chosen, values, kind, signed)
+    return set_masks_(model, chosen, choose(op, chosen, units, kind, wanted, scope), kind)

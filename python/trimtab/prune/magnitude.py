@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .apply import Sparsity, choose, layers_of, set_masks_, sparsities
-from .masks import Pattern, check_scores
+from .apply import Sparsity, choose, layers_of, set_masks_, sparsities, units_of
+from .masks import Pattern
 from .report import PruneReport
 from .state import Layers, targets
 
@@ -51,21 +51,20 @@ def magnitude_(
     scores = []
     for target in chosen:
         weight = target.weight.detach()
-        check_scores(op, target.name, weight)
         score = weight.abs()
         if norm_scaled:
             norm = torch.linalg.vector_norm(score, dtype=torch.float64)
             score = score.double() / torch.where(norm > 0, norm, 1.0)
         scores.append(score)
+    units = units_of(op, chosen, scores, kind)
     if threshold is None:
         wanted = sparsities(op, kind, sparsity, chosen)
-        masks = choose(op, chosen, scores, kind, wanted, scope)
+        masks = choose(op, chosen, units, kind, wanted, scope)
         return set_masks_(model, chosen, masks, kind)
     if sparsity is not None or kind.kind == "n:m":
         raise ValueError(f"{op}: threshold goes with neither sparsity nor n of m")
     if not threshold >= 0:
         raise ValueError(f"{op}: expected threshold >= 0, got {threshold}")
-    units = [kind.units(score) for score in scores]
     limit = threshold**2 if kind.squares else threshold
     masks = [kind.mask(u, u >= limit, t.weight.shape) for u, t in zip(units, chosen)]
     masks = [m if t.mask is None else m & t.mask for m, t in zip(masks, chosen)]

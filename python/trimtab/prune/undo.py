@@ -24,10 +24,11 @@ class Undo:
         """``values=False`` where tensors are exchanged but never written to."""
         if module in self._saved:
             return
-        # The dicts of parameters, buffers, children and hooks are copied, the rest is only named.
+        # The dicts of parameters, buffers and children are copied, the rest is only named.
         attributes = {
             key: value.copy() if isinstance(value, dict) else value
             for key, value in module.__dict__.items()
+            if "_hooks" not in key  # whoever added them takes them away
         }
         tensors = [*module._parameters.values(), *module._buffers.values()]
         copies = [(t, t.detach().clone()) for t in tensors if values and t is not None]
@@ -37,12 +38,12 @@ class Undo:
         state._changes += 1
         for module, (kind, attributes, copies) in self._saved.items():
             module.__class__ = kind
-            for key in [key for key in module.__dict__ if key not in attributes]:
+            for key in [k for k in module.__dict__ if k not in attributes and "_hooks" not in k]:
                 del module.__dict__[key]
             for key, value in attributes.items():
                 now = module.__dict__.get(key)
                 if isinstance(value, dict) and isinstance(now, dict):
-                    now.clear()  # handles of hooks point at the dict itself
+                    now.clear()
                     now.update(value)
                 else:
                     module.__dict__[key] = value
