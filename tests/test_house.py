@@ -27,11 +27,15 @@ COMPANIONS = {
     "dequantize_affine": "quantize_affine",
     "int8_conv2d_pack": "int8_conv2d",
     "int8_conv2d_unpack": "int8_conv2d",
+    "block_grad_x": "block_linear",
+    "block_grad_values": "block_linear",
 }
 
 # What an op may lack, and why. A line whose file exists after all fails, so this list stays true.
 EXCEPTIONS = {
     "cuda/bitmap_linear": "CPU only so far",
+    "cuda/block_linear": "CPU only so far",
+    "kernels/block_linear": "CPU only so far",
     "cuda/int8_conv2d": "CPU only so far",
     "cuda/int8_embedding": "CPU only so far",
     "cuda/int8_embedding_bag": "CPU only so far",

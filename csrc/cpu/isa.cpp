@@ -40,6 +40,7 @@ bool request_amx() {
 
 struct Features {
   bool has[kCount] = {true, false, false, false, false};
+  bool amx_bf16 = false;
   Features() {
     const CpuId one(1, 0), seven(7, 0), seven_one(7, 1);
     if (!bits(one.ecx, bit_OSXSAVE)) return;
@@ -54,6 +55,7 @@ struct Features {
         bits(seven.ecx, bit_AVX512VNNI);
     const unsigned amx = (1u << 24) | (1u << 25);  // AMX-TILE, AMX-INT8
     has[TT_ISA_AMX] = has[TT_ISA_AVX512] && tiles && bits(seven.edx, amx) && request_amx();
+    amx_bf16 = has[TT_ISA_AMX] && bits(seven.edx, 1u << 22);
   }
 };
 
@@ -91,6 +93,8 @@ tt_status parse(const char* name, const char* source, tt_isa* isa) {
 std::atomic<int> chosen{-1};  // -1: not read yet
 
 }  // namespace
+
+bool has_amx_bf16() { return features().amx_bf16; }
 
 tt_status current_isa(tt_isa* isa) {
   int now = chosen.load(std::memory_order_relaxed);

@@ -7,4 +7,7 @@ namespace trimtab {
 // The choice in force, or an error status if TRIMTAB_ISA is wrong.
 tt_status current_isa(tt_isa* isa);
 
+// AMX-BF16 beside AMX-INT8: every CPU so far that has one has both.
+bool has_amx_bf16();
+
 }  // namespace trimtab

@@ -6,7 +6,7 @@
 namespace trimtab {
 
 // Buffers that live at the same time in one thread have different owners.
-enum class Scratch { kProduct, kImages, kPatches, kOptim, kRow, kCount };
+enum class Scratch { kProduct, kImages, kPatches, kOptim, kRow, kSparse, kTransposed, kCount };
 
 // At least `bytes`, 64-byte aligned, valid until this thread's next call for the same owner; NULL if
 // there is none.

@@ -2,6 +2,7 @@
 
 from . import backend, library
 from .bitmap_linear import bitmap_check, bitmap_linear, bitmap_pack, bitmap_unpack
+from .block_linear import block_check, block_linear, block_pack, block_unpack
 from .int8_conv2d import int8_conv2d, int8_conv2d_pack, int8_conv2d_unpack
 from .int8_embedding import int8_embedding
 from .int8_embedding_bag import int8_embedding_bag
@@ -28,6 +29,10 @@ __all__ = [
     "bitmap_linear",
     "bitmap_pack",
     "bitmap_unpack",
+    "block_check",
+    "block_linear",
+    "block_pack",
+    "block_unpack",
     "dequantize_affine",
     "get_isa",
     "int8_conv2d",
