@@ -25,6 +25,7 @@ OPS = (
     "quantize_affine",
     "silu_mul_quantize_int8",
     "rms_norm_quantize_int8",
+    "optim_step",
 )
 
 __all__ = ["OPS", "Availability", "is_available", "load"]

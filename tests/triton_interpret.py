@@ -7,6 +7,9 @@ So the checks live in files named ``interpreted_<op>.py``, which pytest does not
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
+import functools
 import os
 import subprocess
 import sys
@@ -19,6 +22,7 @@ import pytest
 import torch
 
 from trimtab.reference.dtypes import round_to, to_float32
+from trimtab.reference.int8_weight_mm import fma as fma32
 
 TESTS = Path(__file__).resolve().parent
 
@@ -76,12 +80,24 @@ def same(got: torch.Tensor, want: np.ndarray) -> bool:
     return bool(np.array_equal(np.isnan(to_float32(got)), nan) and (equal | nan).all())
 
 
+def fma64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """float64 ``a * b + c``, rounded once: the C library's, one by one."""
+    return np.asarray(np.frompyfunc(_libm_fma(), 3, 1)(a, b, c), np.float64)
+
+
+@functools.cache
+def _libm_fma() -> Any:
+    fma = ctypes.CDLL(ctypes.util.find_library("m")).fma
+    fma.restype, fma.argtypes = ctypes.c_double, [ctypes.c_double] * 3
+    return fma
+
+
 def mend_interpreter() -> None:
-    """Give the interpreter bfloat16 as the hardware has it, and loop bounds under NumPy 2.4.
+    """Give the interpreter bfloat16 and fma as the hardware has them, and loop bounds under NumPy 2.4.
 
     Triton 3.6 and 3.7 keep bfloat16 as uint16, truncate fp32 to it where the GPU rounds to nearest,
     lose its subnormals, and multiply the bit patterns as integers in tl.dot. Triton 3.6 turns
-    one-element arrays into loop bounds with int(), which NumPy 2.4 refuses.
+    one-element arrays into loop bounds with int(), which NumPy 2.4 refuses. Its fma rounds twice.
     """
     import triton.language as tl
     from triton.runtime import interpreter
@@ -110,6 +126,11 @@ def mend_interpreter() -> None:
         patch_tensor(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
+    def mended_fma(self, x, y, z):
+        double = x.data.dtype == np.float64
+        return TensorHandle((fma64 if double else fma32)(x.data, y.data, z.data), z.dtype.scalar)
+
     InterpreterBuilder.cast_impl = mended_cast
+    InterpreterBuilder.create_fma = mended_fma
     InterpreterBuilder.create_dot = mended_dot
     interpreter._patch_lang_tensor = mended_patch_tensor

@@ -1,0 +1,206 @@
+"""What comes before the update of optim_step in Triton (csrc/cuda/optim_prepare.cuh): the partial sums
+of the norm, where one is asked for; then the clip coefficient, whether to skip, and each tensor's
+constants and step count.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .optim_constants import CONSTANTS, THRESHOLD, group_lr, store_constants
+from .optim_table import (
+    DTYPE,
+    GRAD,
+    GRAD_DTYPE,
+    GROUP,
+    GROUP_AT,
+    MASK,
+    NORM_BLOCK,
+    NUMEL,
+    PRODUCT,
+    ROW,
+    SHIFT,
+    STEP,
+)
+
+NORM_ROWS = 4  # blocks of a program, one a warp
+PREPARE_ROWS = 128  # tensors of a program
+NORM_SUMS = tl.constexpr(256)  # of csrc/math/norm.h
+
+
+@triton.constexpr_function
+def dtype_of(code):
+    return (tl.float32, tl.bfloat16, tl.float16)[code]
+
+
+# --- pass 0: partial sums of squares
+
+
+@triton.jit
+def _load_gradient(base, dtype, offs, mask, DTYPES: tl.constexpr):
+    """fp32 of elements whose dtype may differ from row to row."""
+    x = tl.zeros(offs.shape, tl.float32)
+    for i in tl.static_range(len(DTYPES)):
+        pointer = base.to(tl.pointer_type(dtype_of(DTYPES[i])))
+        of_it = mask & (dtype == DTYPES[i])
+        x = tl.where(of_it, tl.load(pointer + offs, mask=of_it, other=0.0).to(tl.float32), x)
+    return x
+
+
+@triton.jit
+def _load_masked(row, base, dtype, offs, inside, DTYPES: tl.constexpr, MASKED: tl.constexpr):
+    x = _load_gradient(base, dtype, offs, inside, DTYPES)
+    if MASKED:
+        keep = tl.load(row + MASK)[:, None]
+        there = inside & (keep != 0)
+        kept = tl.load(keep.to(tl.pointer_type(tl.uint8)) + offs, mask=there, other=1)
+        x = tl.where(kept != 0, x, 0.0)
+    return x
+
+
+@triton.jit(do_not_specialize=["n_blocks"])
+def optim_norm_kernel(
+    table_ptr,  # rows
+    blocks_ptr,
+    sums_ptr,  # [n_blocks] float64
+    n_blocks,
+    DTYPES: tl.constexpr,  # tt_dtypes of the gradients
+    MASKED: tl.constexpr,  # whether a tensor has a mask
+    ROWS: tl.constexpr,
+):
+    block = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    there = block < n_blocks
+    row = table_ptr + tl.load(blocks_ptr + 2 * block, mask=there, other=0) * ROW
+    shift = tl.load(row + SHIFT)
+    begin = tl.load(blocks_ptr + 2 * block + 1, mask=there, other=0) * NORM_BLOCK + shift
+    end = tl.minimum(begin + NORM_BLOCK, tl.load(row + NUMEL) + shift)
+    end = tl.where(there, end, begin)[:, None]
+    base = tl.load(row + GRAD)[:, None]
+    dtype = tl.load(row + GRAD_DTYPE)[:, None]
+    # Element i goes into lane i % 32, as csrc/cpu/optim_lanes.h adds.
+    lanes = tl.arange(0, 32)[None, :]
+    sums = tl.zeros([ROWS, 32], tl.float32)
+    longest = tl.max(end - begin[:, None])
+    for at in tl.range(0, longest, 32, loop_unroll_factor=8):
+        offs = begin[:, None] + at + lanes
+        x = _load_masked(row, base, dtype, offs, offs < end, DTYPES, MASKED)
+        sums = tl.fma(x, x, sums)
+    total = tl.zeros([ROWS], tl.float64)
+    for lane in range(32):  # in order
+        total += tl.sum(tl.where(lanes == lane, sums, 0.0), axis=1).to(tl.float64)
+    # Too large for fp32, or no number: once more in double.
+    again = (total.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF) >= 0x7F800000
+    if tl.max(again.to(tl.int32), axis=0) > 0:
+        exact = tl.zeros([ROWS, 1], tl.float64)
+        for at in range(longest):
+            offs = begin[:, None] + at
+            x = _load_masked(row, base, dtype, offs, offs < end, DTYPES, MASKED).to(tl.float64)
+            exact += x * x
+        total = tl.where(again, tl.sum(exact, axis=1), total)
+    tl.store(sums_ptr + block, total, mask=there)
+
+
+# --- constants
+
+
+@triton.jit
+def _add_halves(x, N: tl.constexpr):
+    low, high = tl.split(tl.permute(tl.reshape(x, [2, N]), [1, 0]))
+    return low + high
+
+
+@triton.jit
+def _all_sums(sums_ptr, n_blocks):
+    """Partial sum k into running sum k % 256, then these by halves: norm.h's order."""
+    index = tl.arange(0, NORM_SUMS)
+    x = tl.zeros([NORM_SUMS], tl.float64)
+    for at in range(0, n_blocks, NORM_SUMS):
+        x += tl.load(sums_ptr + at + index, mask=at + index < n_blocks, other=0.0)
+    x = _add_halves(x, 128)
+    x = _add_halves(x, 64)
+    x = _add_halves(x, 32)
+    x = _add_halves(x, 16)
+    x = _add_halves(x, 8)
+    x = _add_halves(x, 4)
+    x = _add_halves(x, 2)
+    return tl.sum(x, axis=0)  # of two
+
+
+@triton.jit(do_not_specialize=["max_norm_bits", "n_rows", "n_blocks"])
+def optim_prepare_kernel(
+    table_ptr,  # rows
+    groups_ptr,
+    facts_ptr,
+    constants_ptr,
+    sums_ptr,
+    grad_scale_ptr,  # fp32, or None
+    found_inf_ptr,  # fp32, or None
+    given_norm_ptr,  # fp32, or None
+    norm_ptr,  # fp32, or None
+    skipped_ptr,  # int64, or None
+    max_norm_bits,  # of a float64; negative: don't clip
+    n_rows,
+    n_blocks,
+    RULE: tl.constexpr,
+    WANTS_NORM: tl.constexpr,
+    SUMS_SQUARES: tl.constexpr,
+    SKIP_NONFINITE: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    speaks = tl.program_id(0) == 0
+    scale = 1.0
+    clip = 1.0
+    skip = 0.0
+    if grad_scale_ptr is not None:
+        scale = tl.load(grad_scale_ptr)
+    if found_inf_ptr is not None:
+        skip = tl.where(tl.load(found_inf_ptr) != 0.0, 1.0, 0.0)
+    if WANTS_NORM:
+        skips = skip
+        if given_norm_ptr is not None:
+            norm = tl.load(given_norm_ptr).to(tl.float64)
+        if SUMS_SQUARES:
+            found = tl.sqrt(_all_sums(sums_ptr, n_blocks))
+            if grad_scale_ptr is not None:
+                found = found / scale.to(tl.float64)
+            if given_norm_ptr is None:
+                norm = found
+            if SKIP_NONFINITE:
+                finite = found - found == 0.0
+                norm = tl.where(finite, norm, found)
+                skips = tl.where(finite, skip, 1.0)
+        if norm_ptr is not None:
+            tl.store(norm_ptr, norm.to(tl.float32), mask=speaks & (skip == 0.0))
+        skip = skips
+        max_norm = max_norm_bits.to(tl.int64).to(tl.float64, bitcast=True)
+        factor = max_norm / (norm + 1e-6)
+        clip = tl.where((max_norm < 0.0) | (factor >= 1.0), 1.0, factor.to(tl.float32))
+    tl.store(facts_ptr, scale, mask=speaks)
+    tl.store(facts_ptr + 1, clip, mask=speaks)
+    tl.store(facts_ptr + 2, skip, mask=speaks)
+    if skipped_ptr is not None:
+        count = speaks & (skip != 0.0)
+        tl.store(skipped_ptr, tl.load(skipped_ptr, mask=count, other=0) + 1, mask=count)
+    if skip == 0.0:
+        at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        mask = at < n_rows
+        row = table_ptr + at * ROW
+        mask = mask & (tl.load(row + GRAD, mask=mask, other=0) != 0)
+        group = groups_ptr + tl.load(row + GROUP_AT, mask=mask, other=0) * GROUP
+        step_at = tl.load(row + STEP, mask=mask, other=0)
+        counts = mask & (step_at != 0)
+        step_at = step_at.to(tl.pointer_type(tl.float32))
+        step = tl.load(step_at, mask=counts, other=0.0) + 1.0
+        product_at = tl.load(row + PRODUCT, mask=mask, other=0)
+        multiplies = mask & (product_at != 0)
+        product_at = product_at.to(tl.pointer_type(tl.float32))
+        product = tl.load(product_at, mask=multiplies, other=1.0)
+        out = constants_ptr + at * CONSTANTS
+        lr = group_lr(group, mask)
+        dtype = tl.load(row + DTYPE, mask=mask, other=0)
+        product = store_constants(out, group, lr, step.to(tl.float64), product, dtype, mask, RULE)
+        l1 = tl.load(group + 10, mask=mask, other=0).to(tl.float64, bitcast=True)
+        tl.store(out + THRESHOLD, (lr * l1).to(tl.float32), mask=mask)
+        tl.store(step_at, step, mask=counts)
+        tl.store(product_at, product, mask=multiplies)

@@ -1,0 +1,223 @@
+"""optim_step's Triton kernels, interpreted, against the CPU's scalar path: the same bits.
+
+Run by test_triton_optim_step.py, with TRITON_INTERPRET=1. The interpreter has the fma of the hardware
+(mend_interpreter), so that not one bit may differ.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_optim_cuda_sim import DTYPES, RULES, Model, assert_same, ident, named, on_cpu
+from triton_interpret import mend_interpreter
+
+from trimtab import ops
+from trimtab.kernels.optim_step import optim_step
+from trimtab.kernels.optim_table import OptimTable, make_table
+
+mend_interpreter()
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, for x / 0 and NaN
+
+# A tile is 1024 elements, a partial sum of the norm 4096.
+SIZES = (1, 8, 33, 0, 1031)
+
+
+@pytest.fixture(autouse=True)
+def scalar() -> Any:
+    ops.set_isa("scalar")
+    yield
+    ops.set_isa(None)
+
+
+def table_of(model: Model) -> OptimTable:
+    tails = bool(model.options.get("torch_tails", 1))
+    cpu = torch.device("cpu")
+    return make_table(model.rule, model.table, model.groups, cpu, torch_tails=tails)
+
+
+def step(model: Model, made: OptimTable | None = None) -> None:
+    call = model.call()
+    optim_step(
+        made or table_of(model),
+        grad_scale=model.kept[0],
+        found_inf=model.kept[1],
+        max_norm=call.max_norm,
+        ema_decay=call.ema_decay,
+        norm=model.norm if call.norm else None,
+        skipped=model.skipped,
+        zero_grad=bool(call.zero_grad),
+        skip_nonfinite=bool(call.skip_nonfinite),
+    )
+
+
+def compare(steps: int = 1, bad: float | None = None, **arguments: Any) -> tuple[Model, Model]:
+    arguments = {"sizes": SIZES, **arguments}
+    ours, cpu = Model(**arguments), Model(**arguments)
+    for i in range(steps):
+        for model in (ours, cpu):
+            model.set_gradients(i, bad)
+        step(ours)
+        on_cpu(cpu.call())
+        assert_same(ours, cpu)
+    return ours, cpu
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("row", RULES, ids=ident)
+def test_rules(row: Any, dtype: torch.dtype) -> None:
+    compare(dtypes=(dtype,) * 3, **named(row))
+
+
+@pytest.mark.parametrize("row", (RULES[0], RULES[3], RULES[6], RULES[13], RULES[20]), ids=ident)
+def test_everything_folded_in(row: Any) -> None:
+    """Unscaling, clipping, shrinkage, masks, averages, copies, zeroing; mixed dtypes."""
+    for mixed in (DTYPES[:1] * 3, (torch.bfloat16, torch.float16, torch.float32)):
+        options = {"grad_scale": 8.0, "found_inf": 0.0, "max_norm": 1.0, "zero_grad": 1}
+        options["skip_nonfinite"] = 1
+        model, _ = compare(2, dtypes=mixed, extras=True, options=options, **named(row))
+        assert model.norm.item() > 1.0 and model.skipped.item() == 0
+        assert all((grad == 0).all() for grad in model.grads)
+
+
+def test_one_model_of_many_dtypes() -> None:
+    """A kind each, one launch for all."""
+    parts = [Model(dtypes=(dtype,) * 3, sizes=(40, 1030), **named(RULES[4])) for dtype in DTYPES]
+    twins = [Model(dtypes=(dtype,) * 3, sizes=(40, 1030), **named(RULES[4])) for dtype in DTYPES]
+    for ours, theirs in zip(parts, twins, strict=True):
+        ours.set_gradients(0)
+        theirs.set_gradients(0)
+    both = []
+    for models in (parts, twins):
+        whole = models[0]
+        whole.table = np.concatenate([model.table for model in models])
+        whole.options = {"max_norm": 0.5}
+        both.append(whole)
+    step(both[0])
+    on_cpu(both[1].call())
+    for ours, theirs in zip(parts, twins, strict=True):
+        assert_same(ours, theirs)
+    assert both[0].norm.item() > 1.0
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_misaligned(apart: bool) -> None:
+    """Views into one long array: the same shift in all arrays, or not."""
+    for dtype in DTYPES[:2]:
+        arguments = named(RULES[5]) | {"dtypes": (dtype,) * 3, "apart": apart}
+        compare(offsets=(1, 3, 4, 7, 2), sizes=(2100, 1031, 1024, 1, 1023), **arguments)
+
+
+@pytest.mark.parametrize("torch_tails", [0, 1])
+def test_tails(torch_tails: int) -> None:
+    compare(options={"torch_tails": torch_tails}, **named(RULES[4]))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
+@pytest.mark.parametrize("skip", [0, 1])
+def test_not_finite(bad: float, skip: int) -> None:
+    options = {"max_norm": 1.0, "skip_nonfinite": skip, "zero_grad": 1}
+    arguments = named(RULES[4]) | {"sizes": (5, 400)}
+    before = Model(**arguments)
+    ours, _ = compare(bad=bad, options=options, **arguments)
+    skipped = skip and bad != 3e38
+    assert ours.skipped.item() == skipped
+    assert torch.equal(ours.writes[0], before.writes[0]) == bool(skipped)
+
+
+def test_found_inf() -> None:
+    for options in ({"found_inf": 1.0}, {"found_inf": 1.0, "max_norm": 1.0, "zero_grad": 1}):
+        ours, _ = compare(2, options=options, **named(RULES[14]))
+        assert ours.skipped.item() == 2
+
+
+def test_norm_of_many_blocks() -> None:
+    """More partial sums than there are running sums; without the update, which takes long here."""
+    ours, cpu = (
+        Model(sizes=[3] * 300 + [5000], options={"max_norm": 1.0}, **named(RULES[0]))
+        for _ in range(2)
+    )
+    for model in (ours, cpu):
+        model.set_gradients(0)
+    made = table_of(ours)
+    made.pieces = 0
+    step(ours, made)
+    on_cpu(cpu.call())
+    assert ours.norm.item() == cpu.norm.item() > 1.0
+
+
+def test_given_norm() -> None:
+    ours, cpu = (Model(sizes=SIZES, options={"max_norm": 1.0}, **named(RULES[0])) for _ in range(2))
+    given = torch.tensor([7.0])
+    for model in (ours, cpu):
+        model.set_gradients(0)
+    optim_step(table_of(ours), max_norm=1.0, norm=ours.norm, given_norm=given)
+    call = cpu.call()
+    call.given_norm = given.data_ptr()
+    on_cpu(call)
+    assert_same(ours, cpu)
+
+
+def test_no_gradient_and_one_table_for_many_steps() -> None:
+    ours, cpu = (Model(**named(RULES[4])) for _ in range(2))
+    for model in (ours, cpu):
+        model.table["grad"][2] = 0
+    made = table_of(ours)
+    for i in range(3):
+        for model in (ours, cpu):
+            model.set_gradients(i)
+        step(ours, made)
+        on_cpu(cpu.call())
+        assert_same(ours, cpu)
+
+
+def test_lr_tensor() -> None:
+    """Read when the step is made, not when the table is."""
+    ours, cpu = (Model(sizes=SIZES, **named(RULES[4])) for _ in range(2))
+    lr = torch.tensor([9.0])
+    ours.groups["lr_tensor"] = lr.data_ptr()
+    made = table_of(ours)
+    lr.fill_(0.125)
+    cpu.groups["lr"] = 0.125
+    for model in (ours, cpu):
+        model.set_gradients(0)
+    step(ours, made)
+    on_cpu(cpu.call())
+    assert_same(ours, cpu)
+
+
+def test_nothing_to_do() -> None:
+    model = Model(sizes=(), **named(RULES[4]))
+    step(model)
+    model = Model(sizes=(4, 5), **named(RULES[4]))
+    model.table["grad"] = 0
+    before = [x.clone() for x in model.writes]
+    step(model)
+    assert all(map(torch.equal, model.writes, before))
+
+
+BAD = {
+    "rule": (lambda m: setattr(m, "rule", "LAMB"), "expected a rule in .*, got 'LAMB'"),
+    "dtype": (lambda m: m.table["state_dtype"].fill(7), "tensor 0: expected float32, bfloat16"),
+    "group": (lambda m: m.table["group"].fill(2), "tensor 0: expected group to be an index"),
+    "state": (lambda m: m.table["state"].fill(0), "expected all of the rule's states, got NULL"),
+    "step": (lambda m: m.table["step"].fill(0), "expected step, got NULL"),
+    "master": (lambda m: m.table["master_kind"].fill(1), "tensor 0: expected no master"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case: str) -> None:
+    spoil, message = BAD[case]
+    model = Model(sizes=(4, 5), **named(RULES[4]))
+    spoil(model)
+    with pytest.raises(ValueError, match=message):
+        table_of(model)
+
+
+def test_bad_scalars() -> None:
+    made = table_of(Model(sizes=(4,), **named(RULES[4])))
+    with pytest.raises(ValueError, match=r"expected found_inf one torch.float32 on cpu, got int64"):
+        optim_step(made, found_inf=torch.zeros(1, dtype=torch.int64))
