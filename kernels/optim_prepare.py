@@ -127,19 +127,38 @@ def _all_sums(sums_ptr, n_blocks):
     return tl.sum(x, axis=0)  # of two
 
 
-@triton.jit(do_not_specialize=["max_norm_bits", "n_rows", "n_blocks"])
+@triton.jit
+def _scalar(address, other):
+    """One fp32 at an address; ``other`` if that is 0."""
+    address = address.to(tl.int64)
+    return tl.load(address.to(tl.pointer_type(tl.float32)), mask=address != 0, other=other)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "grad_scale",
+        "found_inf",
+        "given_norm",
+        "norm_at",
+        "skipped_at",
+        "max_norm_bits",
+        "n_rows",
+        "n_blocks",
+    ]
+)
 def optim_prepare_kernel(
     table_ptr,  # rows
     groups_ptr,
     facts_ptr,
     constants_ptr,
     sums_ptr,
-    grad_scale_ptr,  # fp32, or None
-    found_inf_ptr,  # fp32, or None
-    given_norm_ptr,  # fp32, or None
-    norm_ptr,  # fp32, or None
-    skipped_ptr,  # int64, or None
-    max_norm_bits,  # of a float64; negative: don't clip
+    # Addresses of one fp32, skipped_at of an int64, or 0.
+    grad_scale: tl.int64,
+    found_inf: tl.int64,
+    given_norm: tl.int64,
+    norm_at: tl.int64,
+    skipped_at: tl.int64,
+    max_norm_bits: tl.int64,  # of a float64; negative: don't clip
     n_rows,
     n_blocks,
     RULE: tl.constexpr,
@@ -149,29 +168,22 @@ def optim_prepare_kernel(
     ROWS: tl.constexpr,
 ):
     speaks = tl.program_id(0) == 0
-    scale = 1.0
+    scale = _scalar(grad_scale, 1.0)
+    skip = tl.where(_scalar(found_inf, 0.0) != 0.0, 1.0, 0.0)
     clip = 1.0
-    skip = 0.0
-    if grad_scale_ptr is not None:
-        scale = tl.load(grad_scale_ptr)
-    if found_inf_ptr is not None:
-        skip = tl.where(tl.load(found_inf_ptr) != 0.0, 1.0, 0.0)
     if WANTS_NORM:
         skips = skip
-        if given_norm_ptr is not None:
-            norm = tl.load(given_norm_ptr).to(tl.float64)
+        norm = _scalar(given_norm, 0.0).to(tl.float64)
         if SUMS_SQUARES:
-            found = tl.sqrt(_all_sums(sums_ptr, n_blocks))
-            if grad_scale_ptr is not None:
-                found = found / scale.to(tl.float64)
-            if given_norm_ptr is None:
-                norm = found
+            found = tl.sqrt(_all_sums(sums_ptr, n_blocks)) / scale.to(tl.float64)
             if SKIP_NONFINITE:
                 finite = found - found == 0.0
-                norm = tl.where(finite, norm, found)
+                norm = tl.where(finite & (given_norm != 0), norm, found)
                 skips = tl.where(finite, skip, 1.0)
-        if norm_ptr is not None:
-            tl.store(norm_ptr, norm.to(tl.float32), mask=speaks & (skip == 0.0))
+            else:
+                norm = found
+        norm_ptr = norm_at.to(tl.int64).to(tl.pointer_type(tl.float32))
+        tl.store(norm_ptr, norm.to(tl.float32), mask=speaks & (skip == 0.0) & (norm_at != 0))
         skip = skips
         max_norm = max_norm_bits.to(tl.int64).to(tl.float64, bitcast=True)
         factor = max_norm / (norm + 1e-6)
@@ -179,9 +191,9 @@ def optim_prepare_kernel(
     tl.store(facts_ptr, scale, mask=speaks)
     tl.store(facts_ptr + 1, clip, mask=speaks)
     tl.store(facts_ptr + 2, skip, mask=speaks)
-    if skipped_ptr is not None:
-        count = speaks & (skip != 0.0)
-        tl.store(skipped_ptr, tl.load(skipped_ptr, mask=count, other=0) + 1, mask=count)
+    count = speaks & (skip != 0.0) & (skipped_at != 0)
+    skipped_ptr = skipped_at.to(tl.int64).to(tl.pointer_type(tl.int64))
+    tl.store(skipped_ptr, tl.load(skipped_ptr, mask=count, other=0) + 1, mask=count)
     if skip == 0.0:
         at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
         mask = at < n_rows

@@ -12,12 +12,13 @@ The tensors are addresses in a table (optim_table.py). What they differ in beyon
 flags, whether there is a mask) makes kinds; the update is compiled for those of a model and each
 program runs that of its tensor. The bits are those of the C++ kernels.
 
-    made = make_table("Adam", tensors, groups, device)      when a tensor or a group changed
-    kernels.load("optim_step")(made, max_norm=1.0, norm=norm)
+    functions = kernels.load("optim_step")(TENSOR, GROUP, device)   as trimtab.optim.device calls it
+    functions.step(call, table, workspace, None)
 """
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,6 @@ import triton
 import triton.language as tl
 
 from . import tuning
-from .checks import describe
 from .launch import on_device_of
 from .optim_constants import CONSTANTS, THRESHOLD
 from .optim_prepare import (
@@ -36,7 +36,7 @@ from .optim_prepare import (
     optim_norm_kernel,
     optim_prepare_kernel,
 )
-from .optim_rules import shrink, states_of, update
+from .optim_rules import RULES, shrink, states_of, update
 from .optim_table import (
     BODY,
     COPY,
@@ -53,6 +53,7 @@ from .optim_table import (
     TILE,
     WIDE,
     OptimTable,
+    make_table,
 )
 
 NUM_WARPS = 4
@@ -265,91 +266,112 @@ def optim_update_kernel(
 # --- the launcher
 
 
-def optim_step(
-    table: OptimTable,
-    *,
-    grad_scale: torch.Tensor | None = None,
-    found_inf: torch.Tensor | None = None,
-    max_norm: float = -1.0,
-    ema_decay: float = 0.0,
-    norm: torch.Tensor | None = None,
-    skipped: torch.Tensor | None = None,
-    given_norm: torch.Tensor | None = None,
-    zero_grad: bool = False,
-    skip_nonfinite: bool = False,
-) -> None:
-    """A step of all tensors of ``table``, with the members of tt_optim_call.
+class OptimStep:
+    """tt_optim_step_sizes_cuda, _table_cuda and _step_cuda of csrc/include/trimtab/optim_step.h, made
+    of Triton kernels; ``call`` is a ctypes structure of tt_optim_call's members.
 
-    ``table`` is of ``make_table(rule, tensors, groups, device, torch_tails=False)``: ``tensors`` and
-    ``groups`` are NumPy arrays of tt_optim_tensor and tt_optim_group (trimtab.optim.library's TENSOR
-    and GROUP) whose addresses are the device's. It serves every step until one of them changes.
-    ``grad_scale``, ``found_inf``, ``norm`` and ``given_norm`` are one float32, ``skipped`` one int64,
-    on the device.
+    RuntimeError, which names the tensor, where a call is wrong or asks for what only the CPU has.
     """
-    device = table.table.device
-    numbers = {
-        "grad_scale": grad_scale,
-        "found_inf": found_inf,
-        "norm": norm,
-        "skipped": skipped,
-        "given_norm": given_norm,
-    }
-    for name, x in numbers.items():
-        dtype = torch.int64 if name == "skipped" else torch.float32
-        if x is not None and (x.numel() != 1 or x.dtype != dtype or x.device != device):
-            raise ValueError(
-                f"optim_step: expected {name} one {dtype} on {device}, got {describe(x)}"
-            )
-    if not table.rows:
+
+    def __init__(self, tensor: np.dtype, group: np.dtype, device: torch.device) -> None:
+        self.tensor, self.group, self.device = tensor, group, device
+        self._made: tuple[Any, OptimTable, np.ndarray] | None = None  # with the call it is for
+        self._known: dict[int, OptimTable] = {}  # by where a table lies on the device
+
+    def sizes(self, call: Any) -> tuple[int, int]:
+        """Bytes of the table, and of the workspace."""
+        rule = RULES[call.rule] if 0 <= call.rule < len(RULES) else f"rule {call.rule}"
+        for name in ("round_clipped", "stochastic"):
+            if getattr(call, name):
+                raise RuntimeError(f"optim_step: {name} is the CPU's only")
+        tensors = _array(call.tensors, call.n_tensors, self.tensor)
+        groups = _array(call.groups, call.n_groups, self.group)
+        made, values = make_table(rule, tensors, groups, bool(call.torch_tails), self.device)
+        self._made = call, made, values
+        return values.nbytes, made.workspace_bytes
+
+    def table(self, call: Any, table: torch.Tensor) -> None:
+        """Writes the table into memory of the host, to be copied to the device."""
+        if self._made is None or self._made[0] is not call:
+            self.sizes(call)
+        assert self._made is not None
+        table.numpy().view(np.int64)[:] = self._made[2]
+
+    def step(
+        self, call: Any, table: torch.Tensor, workspace: torch.Tensor, stream: int | None
+    ) -> None:
+        """A step on the current stream of torch, which ``stream`` is."""
+        if self._made is not None:
+            self._known[table.data_ptr()] = self._made[1]
+            self._made = None
+        launch(self._known[table.data_ptr()], call, table, workspace)
+
+
+def optim_step(tensor: np.dtype, group: np.dtype, device: torch.device) -> OptimStep:
+    """The step for a device; ``tensor`` and ``group`` are tt_optim_tensor and tt_optim_group."""
+    return OptimStep(tensor, group, device)
+
+
+def _array(address: int | None, count: int, dtype: np.dtype) -> np.ndarray:
+    if not count:
+        return np.zeros(0, dtype)
+    size = count * dtype.itemsize
+    return np.frombuffer((ctypes.c_char * size).from_address(address), dtype)
+
+
+def launch(made: OptimTable, call: Any, table: torch.Tensor, workspace: torch.Tensor) -> None:
+    """The kernels of a step."""
+    if not made.rows:
         return
-    wants_norm = max_norm >= 0.0 or skip_nonfinite or norm is not None
-    sums_squares = wants_norm and (given_norm is None or skip_nonfinite)
-    rows, groups, pieces, blocks = table.parts()
+    wants_norm = bool(call.max_norm >= 0.0 or call.skip_nonfinite or call.norm)
+    sums_squares = wants_norm and bool(not call.given_norm or call.skip_nonfinite)
+    rows, groups, pieces, blocks = made.parts(table)
+    facts, constants, sums = made.workspace(workspace)
     options: dict[str, Any] = {"num_warps": NUM_WARPS, **tuning.EXACT}
-    with on_device_of(table.table):
-        if sums_squares and table.blocks:
-            optim_norm_kernel[(triton.cdiv(table.blocks, NORM_ROWS),)](
+    with on_device_of(table):
+        if sums_squares and made.blocks:
+            optim_norm_kernel[(triton.cdiv(made.blocks, NORM_ROWS),)](
                 rows,
                 blocks,
-                table.sums,
-                table.blocks,
-                DTYPES=table.grad_dtypes,
-                MASKED=any(kind & 8192 for kind in table.kinds),
+                sums,
+                made.blocks,
+                DTYPES=made.grad_dtypes,
+                MASKED=made.masked,
                 ROWS=NORM_ROWS,
                 **options,
             )
-        optim_prepare_kernel[(triton.cdiv(table.rows, PREPARE_ROWS),)](
+        optim_prepare_kernel[(triton.cdiv(made.rows, PREPARE_ROWS),)](
             rows,
             groups,
-            table.facts,
-            table.constants,
-            table.sums,
-            grad_scale,
-            found_inf,
-            given_norm,
-            norm,
-            skipped,
-            int(np.float64(max_norm).view(np.int64)),
-            table.rows,
-            table.blocks,
-            RULE=table.rule,
+            facts,
+            constants,
+            sums,
+            call.grad_scale or 0,
+            call.found_inf or 0,
+            call.given_norm or 0,
+            call.norm or 0,
+            call.skipped or 0,
+            int(np.float64(call.max_norm).view(np.int64)),
+            made.rows,
+            made.blocks,
+            RULE=made.rule,
             WANTS_NORM=wants_norm,
             SUMS_SQUARES=sums_squares,
-            SKIP_NONFINITE=skip_nonfinite,
+            SKIP_NONFINITE=bool(call.skip_nonfinite),
             ROWS=PREPARE_ROWS,
             **options,
         )
-        if table.pieces:
-            optim_update_kernel[(table.pieces,)](
+        if made.pieces:
+            optim_update_kernel[(made.pieces,)](
                 rows,
                 pieces,
-                table.facts,
-                table.constants,
-                table.tiles,
-                1.0 - ema_decay,
-                RULE=table.rule,
-                KINDS=table.kinds,
-                ZERO_GRAD=zero_grad,
+                facts,
+                constants,
+                made.tiles,
+                1.0 - call.ema_decay,
+                RULE=made.rule,
+                KINDS=made.kinds,
+                ZERO_GRAD=bool(call.zero_grad),
                 BLOCK=TILE,
                 **options,
             )

@@ -11,7 +11,7 @@ changes:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from .optim_rules import COUNTS_STEPS, FLAGS, HAS_TAILS, RULES, states_of, varia
 OP = "optim_step"
 DTYPES = ("float32", "bfloat16", "float16")  # by tt_dtype
 TILE = 1024  # elements: eight a thread, 32 bytes of fp32 and 16 of bf16
+FACTS_BYTES = 64
 NORM_BLOCK = tl.constexpr(4096)  # of csrc/math/norm.h
 
 # Columns of a row. Addresses of arrays are those of element -SHIFT, at a multiple of 16 bytes.
@@ -37,31 +38,38 @@ GROUP_NUMBERS = (
 )  # fmt: skip
 
 
-@dataclass
-class OptimTable:
-    """What ``optim_step`` keeps between steps: the table, and memory to work in."""
+class OptimTable(NamedTuple):
+    """What is known of a table on the host."""
 
     rule: str
     kinds: tuple[int, ...]  # what tensors differ in that kernels are compiled for
+    grad_dtypes: tuple[int, ...]
     rows: int
     groups: int
     pieces: int
     blocks: int
     tiles: int  # of a piece
-    grad_dtypes: tuple[int, ...]
-    table: torch.Tensor  # int64
-    facts: torch.Tensor  # [4] fp32: scale, clip, whether to skip
-    constants: torch.Tensor  # [rows, CONSTANTS] fp32
-    sums: torch.Tensor  # [blocks] float64
 
-    def parts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """rows, groups, pieces and blocks, as pointers into the table."""
-        sizes = np.cumsum([0, *_sizes(self.rows, self.groups, self.pieces)])
-        return tuple(self.table[at:] for at in sizes)
+    @property
+    def masked(self) -> bool:
+        return any(kind & 8192 for kind in self.kinds)
 
+    def parts(self, table: torch.Tensor) -> list[torch.Tensor]:
+        """rows, groups, pieces and blocks of a table on the device, for kernels."""
+        whole = table.view(torch.int64)
+        ends = np.cumsum([self.rows * ROW.value, self.groups * GROUP.value, self.pieces * 2])
+        return [whole, *(whole[at:] for at in ends.tolist())]
 
-def _sizes(rows: int, groups: int, pieces: int) -> tuple[int, int, int]:
-    return rows * ROW.value, groups * GROUP.value, pieces * 2
+    @property
+    def workspace_bytes(self) -> int:
+        return FACTS_BYTES + 8 * self.blocks + 4 * CONSTANTS.value * self.rows
+
+    def workspace(self, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of that many bytes: facts [4] fp32 (scale, clip, whether to skip), constants [rows,
+        CONSTANTS] fp32, sums [blocks] float64."""
+        after = FACTS_BYTES + 8 * self.blocks
+        facts, constants = memory.view(torch.float32), memory[after:].view(torch.float32)
+        return facts, constants, memory[FACTS_BYTES:after].view(torch.float64)
 
 
 # A kind packs everything that the update is compiled for.
@@ -80,16 +88,16 @@ def kinds_of(tensors: np.ndarray, variant: np.ndarray, tails: np.ndarray) -> np.
 
 
 def check(rule: str, tensors: np.ndarray, groups: np.ndarray) -> None:
-    """ValueError that says which tensor is wrong; those without a gradient are not looked at."""
+    """RuntimeError that says which tensor is wrong; those without a gradient are not looked at."""
     if rule not in RULES:
-        raise ValueError(f"{OP}: expected a rule in {list(RULES)}, got {rule!r}")
+        raise RuntimeError(f"{OP}: expected a rule in {list(RULES)}, got {rule!r}")
     t = tensors[tensors["grad"] != 0]
     there = t["numel"] > 0
 
     def refuse(wrong: np.ndarray, what: str) -> None:
         if wrong.any():
             at = int(np.flatnonzero(tensors["grad"] != 0)[np.argmax(wrong)])
-            raise ValueError(f"{OP}: tensor {at}: expected {what}")
+            raise RuntimeError(f"{OP}: tensor {at}: expected {what}")
 
     refuse((t["numel"] < 0) | (t["numel"] >= 2**40), "0 <= numel < 2^40")
     group = t["group"]
@@ -189,10 +197,10 @@ def make_table(
     rule: str,
     tensors: np.ndarray,
     groups: np.ndarray,
+    torch_tails: bool,
     device: torch.device,
-    *,
-    torch_tails: bool = False,
-) -> OptimTable:
+) -> tuple[OptimTable, np.ndarray]:
+    """The table of tt_optim_tensor and tt_optim_group, whose addresses are the device's; int64."""
     check(rule, tensors, groups)
     rows, kinds = make_rows(rule, tensors, groups, torch_tails)
     table = np.zeros((len(groups), GROUP.value), np.int64)
@@ -204,27 +212,13 @@ def make_table(
     processors = 1 << 20
     if device.type == "cuda":
         processors = torch.cuda.get_device_properties(device).multi_processor_count
-    # As the CUDA C++ kernel: eight rounds of four programs a multiprocessor balance well, and after 32
-    # tiles a program's start is paid for.
+    # As the CUDA C++ kernel: eight rounds of four programs a multiprocessor balance well, and after
+    # 32 tiles a program's start is paid for.
     tiles = min(max(int(n_tiles.sum()) // (processors * 32), 1), 32)
     pieces = _repeated(-(-n_tiles // tiles), tiles)
     blocks = _repeated(-(-numel // NORM_BLOCK.value))
-    parts = np.concatenate([x.reshape(-1) for x in (rows, table, pieces, blocks)])
-    host = torch.from_numpy(parts)
-    if device.type != "cpu":
-        host = host.pin_memory()
     grad_dtypes = np.unique(tensors["grad_dtype"][tensors["grad"] != 0]).tolist()
-    return OptimTable(
-        rule=rule,
-        kinds=kinds,
-        rows=len(rows),
-        groups=len(groups),
-        pieces=len(pieces),
-        blocks=len(blocks),
-        tiles=tiles,
-        grad_dtypes=tuple(grad_dtypes),
-        table=host.to(device, non_blocking=True),
-        facts=torch.empty(4, dtype=torch.float32, device=device),
-        constants=torch.empty((len(rows), CONSTANTS.value), dtype=torch.float32, device=device),
-        sums=torch.empty(len(blocks), dtype=torch.float64, device=device),
+    made = OptimTable(
+        rule, kinds, tuple(grad_dtypes), len(rows), len(groups), len(pieces), len(blocks), tiles
     )
+    return made, np.concatenate([x.reshape(-1) for x in (rows, table, pieces, blocks)])

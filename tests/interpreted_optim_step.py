@@ -9,14 +9,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import optim_cases
+import optim_on_sim
 import pytest
 import torch
 from test_optim_cuda_sim import DTYPES, RULES, Model, assert_same, ident, named, on_cpu
 from triton_interpret import mend_interpreter
 
-from trimtab import ops
-from trimtab.kernels.optim_step import optim_step
-from trimtab.kernels.optim_table import OptimTable, make_table
+from trimtab import ops, optim
+from trimtab.kernels.optim_step import OptimStep, optim_step
+from trimtab.optim import device, library
 
 mend_interpreter()
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, for x / 0 and NaN
@@ -32,25 +34,25 @@ def scalar() -> Any:
     ops.set_isa(None)
 
 
-def table_of(model: Model) -> OptimTable:
-    tails = bool(model.options.get("torch_tails", 1))
-    cpu = torch.device("cpu")
-    return make_table(model.rule, model.table, model.groups, cpu, torch_tails=tails)
+def functions() -> OptimStep:
+    return optim_step(library.TENSOR, library.GROUP, torch.device("cpu"))
 
 
-def step(model: Model, made: OptimTable | None = None) -> None:
-    call = model.call()
-    optim_step(
-        made or table_of(model),
-        grad_scale=model.kept[0],
-        found_inf=model.kept[1],
-        max_norm=call.max_norm,
-        ema_decay=call.ema_decay,
-        norm=model.norm if call.norm else None,
-        skipped=model.skipped,
-        zero_grad=bool(call.zero_grad),
-        skip_nonfinite=bool(call.skip_nonfinite),
-    )
+Made = tuple[OptimStep, torch.Tensor, torch.Tensor]
+
+
+def made_of(model: Model) -> Made:
+    """The functions, a table, and a workspace as garbage."""
+    made, call = functions(), model.call()
+    table, workspace = (torch.full((size,), 255, dtype=torch.uint8) for size in made.sizes(call))
+    made.table(call, table)
+    return made, table, workspace
+
+
+def step(model: Model, made: Made | None = None) -> None:
+    if made is None:
+        made = made_of(model)
+    made[0].step(model.call(), *made[1:], None)
 
 
 def compare(steps: int = 1, bad: float | None = None, **arguments: Any) -> tuple[Model, Model]:
@@ -141,8 +143,9 @@ def test_norm_of_many_blocks() -> None:
     )
     for model in (ours, cpu):
         model.set_gradients(0)
-    made = table_of(ours)
-    made.pieces = 0
+    made = made_of(ours)
+    call, known, values = made[0]._made
+    made[0]._made = call, known._replace(pieces=0), values
     step(ours, made)
     on_cpu(cpu.call())
     assert ours.norm.item() == cpu.norm.item() > 1.0
@@ -153,10 +156,10 @@ def test_given_norm() -> None:
     given = torch.tensor([7.0])
     for model in (ours, cpu):
         model.set_gradients(0)
-    optim_step(table_of(ours), max_norm=1.0, norm=ours.norm, given_norm=given)
-    call = cpu.call()
-    call.given_norm = given.data_ptr()
-    on_cpu(call)
+    for model in (ours, cpu):
+        model.options["given_norm"] = given.data_ptr()
+    step(ours)
+    on_cpu(cpu.call())
     assert_same(ours, cpu)
 
 
@@ -164,7 +167,7 @@ def test_no_gradient_and_one_table_for_many_steps() -> None:
     ours, cpu = (Model(**named(RULES[4])) for _ in range(2))
     for model in (ours, cpu):
         model.table["grad"][2] = 0
-    made = table_of(ours)
+    made = made_of(ours)
     for i in range(3):
         for model in (ours, cpu):
             model.set_gradients(i)
@@ -178,7 +181,7 @@ def test_lr_tensor() -> None:
     ours, cpu = (Model(sizes=SIZES, **named(RULES[4])) for _ in range(2))
     lr = torch.tensor([9.0])
     ours.groups["lr_tensor"] = lr.data_ptr()
-    made = table_of(ours)
+    made = made_of(ours)
     lr.fill_(0.125)
     cpu.groups["lr"] = 0.125
     for model in (ours, cpu):
@@ -199,11 +202,16 @@ def test_nothing_to_do() -> None:
 
 
 BAD = {
-    "rule": (lambda m: setattr(m, "rule", "LAMB"), "expected a rule in .*, got 'LAMB'"),
+    "rule": (lambda m: setattr(m, "rule", "LAMB"), "expected a rule in .*, got 'rule 8'"),
     "dtype": (lambda m: m.table["state_dtype"].fill(7), "tensor 0: expected float32, bfloat16"),
     "group": (lambda m: m.table["group"].fill(2), "tensor 0: expected group to be an index"),
     "state": (lambda m: m.table["state"].fill(0), "expected all of the rule's states, got NULL"),
     "step": (lambda m: m.table["step"].fill(0), "expected step, got NULL"),
+    "round_clipped": (
+        lambda m: m.options.update(round_clipped=1),
+        "round_clipped is the CPU's only",
+    ),
+    "stochastic": (lambda m: m.options.update(stochastic=1), "stochastic is the CPU's only"),
     "master": (lambda m: m.table["master_kind"].fill(1), "tensor 0: expected no master"),
 }
 
@@ -213,11 +221,31 @@ def test_bad_input(case: str) -> None:
     spoil, message = BAD[case]
     model = Model(sizes=(4, 5), **named(RULES[4]))
     spoil(model)
-    with pytest.raises(ValueError, match=message):
-        table_of(model)
+    with pytest.raises(RuntimeError, match=message):
+        made_of(model)
 
 
-def test_bad_scalars() -> None:
-    made = table_of(Model(sizes=(4,), **named(RULES[4])))
-    with pytest.raises(ValueError, match=r"expected found_inf one torch.float32 on cpu, got int64"):
-        optim_step(made, found_inf=torch.zeros(1, dtype=torch.int64))
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("AdamW", {"max_grad_norm": 1.0, "ema_decay": 0.9, "zero_grads": True}),
+        ("NAdam", {"weight_decay": 0.1, "l1": 0.1}),
+        ("SGD", {"momentum": 0.9, "skip_nonfinite": True}),
+    ],
+)
+def test_optimizers(name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As trimtab.optim steps the parameters of a GPU."""
+    params = optim_cases.parameters((1, 7, (3, 11), 1030), torch.float32)
+    twins = optim_cases.clones(params)
+    ours, theirs = (getattr(optim, name)(p, lr=0.05, **options) for p in (params, twins))
+    for i in range(3):
+        optim_cases.set_gradients(i, params, twins)
+        theirs.step()
+        with monkeypatch.context() as patch:
+            gpu = optim_on_sim.Gpu(None)
+            patch.setattr(device, "runner", lambda *_, gpu=gpu: device.CudaRunner(gpu, functions()))
+            ours.step()
+        assert gpu.uploads == 0
+    optim_cases.assert_same(ours, theirs)
+    assert isinstance(ours._plan.runs[0].runner, device.CudaRunner)
+    assert isinstance(theirs._plan.runs[0].runner, device.HostRunner)

@@ -7,7 +7,6 @@ CUDA the table of tensors, which csrc/cuda reads there. Nothing in a step of a G
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -36,11 +35,11 @@ class HostRunner:
         library.step(call)
 
 
-# --- CUDA C++
+# --- a GPU
 
 
 class CudaFunctions(Protocol):
-    """The C functions of libtrimtab_cuda.so; RuntimeError where one refuses."""
+    """The C functions of libtrimtab_cuda.so, or kernels/optim_step.py's; RuntimeError if one refuses."""
 
     def sizes(self, call: library.Call) -> tuple[int, int]: ...
     def table(self, call: library.Call, table: Tensor) -> None: ...
@@ -247,7 +246,6 @@ def runner(name: str, device: torch.device) -> Runner:
 
 
 def _triton_runner(name: str, device: torch.device, problem: str) -> Runner:
-    make: Callable[[torch.device], Runner] | None = None
     try:
         from ..kernels import load
 
@@ -257,4 +255,4 @@ def _triton_runner(name: str, device: torch.device, problem: str) -> Runner:
             f"{name}: nothing here steps parameters on {device}: no CUDA C++ ({problem}), no Triton "
             f"({error})"
         ) from error
-    return make(device)
+    return CudaRunner(Queue(device), make(library.TENSOR, library.GROUP, device))
