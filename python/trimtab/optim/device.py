@@ -39,7 +39,7 @@ class HostRunner:
 
 
 class CudaFunctions(Protocol):
-    """The C functions of libtrimtab_cuda.so, or kernels/optim_step.py's; RuntimeError if one refuses."""
+    """libtrimtab_cuda.so's C functions, or kernels/optim_step.py's; RuntimeError if one refuses."""
 
     def sizes(self, call: library.Call) -> tuple[int, int]: ...
     def table(self, call: library.Call, table: Tensor) -> None: ...
