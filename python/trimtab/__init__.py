@@ -13,6 +13,7 @@ _MODULES = ("kernels", "nn", "numpy", "ops", "optim", "prune", "reference", "rep
 _NAMES = {
     "swap_": "swap",
     "Int8": "swap",
+    "Sparse": "swap",
     "SwapReport": "report",
     "get_isa": "ops",
     "set_isa": "ops",
@@ -20,6 +21,7 @@ _NAMES = {
 
 __all__ = [
     "Int8",
+    "Sparse",
     "SwapReport",
     "get_cmake_dir",
     "get_include",
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from . import kernels, nn, numpy, ops, optim, prune, reference, report, swap
     from .ops import get_isa, set_isa
     from .report import SwapReport
-    from .swap import Int8, swap_
+    from .swap import Int8, Sparse, swap_
 
 
 def get_include() -> str:

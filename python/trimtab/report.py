@@ -36,10 +36,12 @@ class Row:
         activation: what is fused into the swapped layer, else "none".
         bytes_before, bytes_after: of its own parameters and buffers. A tensor that two modules
             share counts in both rows, once in the report's totals.
-        sqnr_db: 10 log10(sum w^2 / sum (w - w_int8)^2), None where nothing was quantized.
+        sqnr_db: 10 log10(sum w^2 / sum (w - w')^2) of the weight w' that was put there, infinite where
+            it is the same; None where nothing was exchanged.
         calls: how often ``example_inputs`` called it; None without example_inputs.
         us_before, us_after: microseconds of all these calls, fused activation included; measured
             for a rejected candidate as well, None where nothing was measured.
+        us_choices: what each form that was tried took, by its name: "sparse", "in int8", ...
         one_thread: these are CPU time of a single thread, as other processes kept the cores busy.
     """
 
@@ -55,6 +57,7 @@ class Row:
     calls: int | None = None
     us_before: float | None = None
     us_after: float | None = None
+    us_choices: dict[str, float] = dataclasses.field(default_factory=dict)
     one_thread: bool = False
     also: tuple[str, ...] = ()
 
@@ -119,7 +122,7 @@ class SwapReport:
 
     @property
     def swapped(self) -> list[Row]:
-        """The rows of modules that were exchanged for int8 ones."""
+        """The rows of modules that were exchanged."""
         return [row for row in self.rows if row.status == SWAPPED]
 
     @property
@@ -138,7 +141,7 @@ class SwapReport:
         """Puts back the very same modules, activations and settings.
 
         They come back as swap_ left them: a ``model.to(...)`` or ``model.train(...)`` in between has
-        reached the int8 layers only. The bias is one parameter shared by both, so training it stays.
+        reached the new layers only. The bias is one parameter shared by both, so training it stays.
 
         Raises:
             RuntimeError: undone or released before, or a place no longer holds what swap_ put there;

@@ -1,4 +1,4 @@
-"""swap_: exchanges a model's layers for int8 ones, in place, where that pays (swap_run.py)."""
+"""swap_: exchanges a model's layers for int8 or sparse ones, in place, where that pays."""
 
 from __future__ import annotations
 
@@ -43,20 +43,78 @@ class Int8:
             name: getattr(self, name) for name, default in fields if getattr(self, name) != default
         }
 
+    def choices(self, kind: str) -> list[tuple[str, str, dict[str, Any]]]:
+        """What may replace a torch.nn ``kind``: (words for it, name in trimtab.nn, its options)."""
+        return [("in int8", f"Int8{kind}", self.options())]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sparse:
+    """Configuration of swap_: what a pruned model has left, compressed, where that is faster.
+
+    Attributes:
+        pattern: "bitmap" (any weights), "2:4" (at most two of four adjacent inputs) or "block".
+        sparsity: None takes the weights as they are: what does not fit the pattern is left alone, and
+            the report names its first position. A number in [0, 1] asks for that share of each
+            exchanged layer's weights to be pruned, by magnitude, exactly (trimtab.prune has better
+            ways); 2:4 takes 0.5 alone.
+        block: (outputs, inputs) of a block; (32, 32) if not given, with pattern "block" alone.
+        int8: allows int8 values, and a dense int8 layer where that is faster still: the error of
+            Int8(). False keeps the weights that stand exactly as they are.
+    """
+
+    pattern: str = "bitmap"
+    sparsity: float | None = None
+    block: tuple[int, int] | None = None
+    int8: bool = False
+
+    def __post_init__(self) -> None:
+        from .prune.masks import Pattern, check_sparsity
+
+        if self.pattern not in ("bitmap", "2:4", "block"):
+            raise ValueError(
+                f"Sparse: expected pattern 'bitmap', '2:4' or 'block', got {self.pattern!r}"
+            )
+        Pattern.parse("Sparse", self.pattern, self.block)
+        if self.sparsity is not None:
+            check_sparsity("Sparse", self.sparsity)
+            if self.pattern == "2:4" and self.sparsity != 0.5:
+                raise ValueError(
+                    f"Sparse: expected sparsity 0.5 or None with pattern '2:4', got {self.sparsity}"
+                )
+
+    def choices(self, kind: str) -> list[tuple[str, str, dict[str, Any]]]:
+        """As Int8.choices, from the exact one to that of the largest error."""
+        if kind not in ("Linear", "Conv2d"):
+            return []
+        form: dict[str, Any] = {"pattern": self.pattern}
+        if self.pattern == "block":
+            form["block"] = tuple(self.block or (32, 32))
+        found = [("sparse", f"Sparse{kind}", form)]
+        if self.int8:
+            found.append(("in int8", f"Int8{kind}", {}))
+            found.append(("sparse in int8", f"Sparse{kind}", {**form, "int8": True}))
+        return found
+
 
 def swap_(
     model: nn.Module,
-    config: Int8,
+    config: Int8 | Sparse,
     filter_fn: FilterFn | None = None,
     *,
     example_inputs: Any = None,
 ) -> SwapReport:
-    """Exchanges the Linear, Conv2d, Embedding and EmbeddingBag modules of ``model`` for int8 ones.
+    """Exchanges the Linear, Conv2d, Embedding and EmbeddingBag modules for int8 or sparse ones.
 
     Works in place on instances, never on classes, and leaves alone what it could break: tied,
     parametrized, hooked, sharded, meta or lazy weights, subclasses with a forward of their own,
     weights that are read by a parent instead of the module being called. The report has the reason of
     each. A Linear or Conv2d whose output goes straight into ReLU, GELU or SiLU computes that as well.
+
+    With ``trimtab.Sparse`` a Linear or Conv2d stays dense or becomes sparse or, with ``int8=True``,
+    int8 or sparse int8: whichever is fastest on ``example_inputs``. Of two that are within the noise
+    the one of smaller error is kept. A sparse weight never takes more memory than the dense one. Masks
+    of trimtab.prune beside a weight say what is kept, and end with the module they belong to.
 
     Where a nn.TransformerEncoderLayer gets an int8 Linear, its fused inference path is turned off on
     that instance, as it would bypass the Linear; a nn.TransformerEncoder then computes padded tokens
@@ -64,8 +122,8 @@ def swap_(
 
     Args:
         model: any module; itself it cannot be exchanged, so a lone nn.Linear is left alone.
-        config: such as ``trimtab.Int8()``.
-        filter_fn: called with (module, qualified name) of each module that has an int8 form; only
+        config: such as ``trimtab.Int8()`` or ``trimtab.Sparse("bitmap")``.
+        filter_fn: called with (module, qualified name) of each module that has such a form; only
             those are exchanged for which it is true.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments. The float model
             is run on them once, with its buffers and all random states restored afterwards, and each
@@ -85,13 +143,13 @@ def swap_(
     _check(model, config, filter_fn)
     from .swap_run import run  # 40 ms, which only those who swap should pay
 
-    return run(model, config.options(), filter_fn, example_inputs)
+    return run(model, config, filter_fn, example_inputs)
 
 
 def _check(model: Any, config: Any, filter_fn: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"swap_: expected model to be an nn.Module, got {type(model).__name__}")
-    if not isinstance(config, Int8):
+    if not isinstance(config, Int8 | Sparse):
         shown = config.__name__ if isinstance(config, type) else type(config).__name__
         raise TypeError(f"swap_: expected config such as trimtab.Int8(), got {shown}")
     if filter_fn is not None and not callable(filter_fn):

@@ -186,8 +186,8 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     """Restores buffers (batch-norm statistics) and every random state; forces plain eager calls."""
     saved = []
     for module in model.modules():
-        # An int8 layer's buffers are its weight: large, and no forward writes to them.
-        if module._buffers and not hasattr(module, "int8_weight"):
+        # Our own layers' buffers are their weight: large, and no forward writes to them.
+        if module._buffers and not hasattr(module, "resident_bytes"):
             objects = dict(module._buffers)
             copies = {k: b.clone() for k, b in objects.items() if b is not None}
             saved.append((module, objects, copies))

@@ -17,12 +17,12 @@ from .swap_source import weight_reads
 
 FilterFn = Callable[[nn.Module, str], bool]
 
-# What is exchanged, and the name in trimtab.nn of what for.
+# What is exchanged, and its name, which those of its forms in trimtab.nn end with.
 KINDS: dict[type[nn.Module], str] = {
-    nn.Linear: "Int8Linear",
-    nn.Conv2d: "Int8Conv2d",
-    nn.Embedding: "Int8Embedding",
-    nn.EmbeddingBag: "Int8EmbeddingBag",
+    nn.Linear: "Linear",
+    nn.Conv2d: "Conv2d",
+    nn.Embedding: "Embedding",
+    nn.EmbeddingBag: "EmbeddingBag",
 }
 
 # Without example_inputs nothing is measured, so layers that could lose stay. On a 2-core AMX Xeon
@@ -143,7 +143,7 @@ def _extent(tensor: Tensor) -> tuple[str, int, int]:
 
 
 def kind_of(module: nn.Module) -> type[nn.Module] | None:
-    """The torch.nn class that a module is a kind of, among those with an int8 form."""
+    """The torch.nn class that a module is a kind of, among those with another form."""
     return next((base for base in KINDS if isinstance(module, base)), None)
 
 
@@ -156,6 +156,8 @@ def why_not(
         return _no_form(module)
     if hasattr(module, "int8_weight"):
         return "int8 already"
+    if hasattr(module, "sparsity"):
+        return "sparse already"
     if filter_fn is not None and not filter_fn(module, name):
         return "filter_fn said no"
     if not survey.places[id(module)]:
@@ -216,7 +218,11 @@ def _unlike(module: nn.Module, base: type[nn.Module]) -> str:
 
 def _extra(module: nn.Module) -> str:
     children = [key for key, child in module._modules.items() if child is not None]
-    extra = [*(set(module._parameters) - {"weight", "bias"}), *module._buffers, *children]
+    # The mask that trimtab.prune keeps beside a weight says nothing that its zeros do not.
+    mask, weight = module._buffers.get("weight_mask"), module._parameters.get("weight")
+    is_mask = mask is not None and mask.dtype == torch.bool and weight is not None
+    buffers = set(module._buffers) - ({"weight_mask"} if is_mask else set())
+    extra = [*(set(module._parameters) - {"weight", "bias"}), *buffers, *children]
     if extra:
         return f"holds more than weight and bias: {', '.join(sorted(extra))}"
     if "weight" not in module._parameters:

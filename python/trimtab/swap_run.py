@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,19 +27,22 @@ from .swap_fuse import EncoderPatch, Fusion, encoder_patches, find_fusion
 from .swap_measure import MARGIN, Call, Capture, Timing, compare
 from .swap_rules import KINDS, FilterFn, Survey, by_torch_quantized, kind_of, why_not
 
+if TYPE_CHECKING:
+    from .swap import Int8, Sparse
+
 
 def run(
-    model: nn.Module, options: dict[str, Any], filter_fn: FilterFn | None, example_inputs: Any
+    model: nn.Module, config: Int8 | Sparse, filter_fn: FilterFn | None, example_inputs: Any
 ) -> SwapReport:
-    """swap_, its arguments checked; options: those of from_float."""
+    """swap_, its arguments checked."""
     survey = Survey(model)
-    rows, chosen = _select(survey, options, filter_fn, example_inputs is not None)
+    rows, chosen = _select(survey, config, filter_fn, example_inputs is not None)
     fusions = {id(m): f for m, _, _ in chosen if (f := find_fusion(m, survey))}
     capture = None
     if example_inputs is not None:
         capture = _run_example(survey, chosen, fusions, example_inputs)
         chosen = _keep_reached(chosen, fusions, capture)
-    candidates = build(chosen, fusions, options)
+    candidates = build(chosen, fusions, config, capture is not None)
     if capture is not None:
         candidates = _keep_winners(candidates, capture)
         candidates = _keep_winning_encoders(candidates, survey, capture)
@@ -57,7 +60,7 @@ def run(
 
 
 def _select(
-    survey: Survey, options: dict[str, Any], filter_fn: FilterFn | None, measured: bool
+    survey: Survey, config: Int8 | Sparse, filter_fn: FilterFn | None, measured: bool
 ) -> tuple[dict[str, Row], Chosen]:
     """A row for each leaf and each module with parameters of its own; which of them may change."""
     rows: dict[str, Row] = {}
@@ -68,7 +71,7 @@ def _select(
         row = rows[name] = _row(name, module, survey)
         row.reason = why_not(module, name, survey, filter_fn, measured)
         if not row.reason and (base := kind_of(module)) is not None:
-            row.reason = layer_problem(KINDS[base], options)
+            row.reason = layer_problem(config, KINDS[base])
         if not row.reason:
             chosen.append((module, name, row))
     return rows, chosen
@@ -131,37 +134,60 @@ def _keep_reached(chosen: Chosen, fusions: dict[int, Fusion], capture: Capture) 
 
 
 def _keep_winners(candidates: list[Candidate], capture: Capture) -> list[Candidate]:
-    """Measures each distinct layer on each distinct input, and leaves the losers alone."""
-    groups: dict[tuple, list[Candidate]] = defaultdict(list)
-    for candidate in candidates:
-        for key in capture.counts[id(candidate.module)]:
-            groups[(candidate.likeness(), key)].append(candidate)
-    times: dict[tuple, Timing] = {}
-    with progress(len(groups), "measuring") as bar:
-        for (likeness, key), group in groups.items():
-            times[likeness, key] = _time(group, capture.calls[key])
-            bar.advance(group[0].name)
+    """Each choice in turn against the best so far, at first the module itself; losers stay out."""
+    for rank in range(max((len(candidate.choices) for candidate in candidates), default=0)):
+        entered = [c for c in candidates if len(c.choices) > rank]
+        _challenge(entered, rank, capture)
     kept = []
     for candidate in candidates:
-        before = after = 0.0
-        for key, count in capture.counts[id(candidate.module)].items():
-            time = times[candidate.likeness(), key]
-            before, after = before + count * time.before, after + count * time.after
-            candidate.row.one_thread |= time.one_thread
-        candidate.row.us_before, candidate.row.us_after = before, after
-        if after <= MARGIN * before:
+        if candidate.best is not None:
             kept.append(candidate)
-        else:
-            candidate.row.leave(f"not faster here: {before:,.1f} µs in float, {after:,.1f} in int8")
+            continue
+        row = candidate.row
+        told = ", ".join(f"{us:,.1f} {label}" for label, us in row.us_choices.items())
+        also = f"; {row.reason}" if row.reason else ""
+        row.leave(f"not faster here: {row.us_before:,.1f} µs in float, {told}{also}")
     return kept
 
 
-def _time(group: Sequence[Candidate], call: Call) -> Timing:
+def _challenge(candidates: list[Candidate], rank: int, capture: Capture) -> None:
+    """Measures each distinct layer on each distinct input, its ``rank``-th choice against the best."""
+    groups: dict[tuple, list[Candidate]] = defaultdict(list)
+    likeness = {id(c): c.likeness(c.choices[rank]) for c in candidates}
+    for candidate in candidates:
+        for key in capture.counts[id(candidate.module)]:
+            groups[(likeness[id(candidate)], key)].append(candidate)
+    times: dict[tuple, Timing] = {}
+    with progress(len(groups), "measuring") as bar:
+        for (like, key), group in groups.items():
+            times[like, key] = _time(group, rank, capture.calls[key])
+            bar.advance(group[0].name)
+    for candidate in candidates:
+        row, choice = candidate.row, candidate.choices[rank]
+        before = after = 0.0
+        for key, count in capture.counts[id(candidate.module)].items():
+            time = times[likeness[id(candidate)], key]
+            before, after = before + count * time.before, after + count * time.after
+            row.one_thread |= time.one_thread
+        if row.us_before is None:
+            row.us_before = before
+        # In the microseconds of the first round, which a later one may have seen faster or slower.
+        best = row.us_before if candidate.best is None else row.us_choices[candidate.best.label]
+        row.us_choices[choice.label] = us = after if best == before else best * after / before
+        if after <= MARGIN * before:
+            candidate.take(choice)
+            row.us_after = us
+        elif candidate.best is None:
+            row.us_after = min(row.us_choices.values())
+
+
+def _time(group: Sequence[Candidate], rank: int, call: Call) -> Timing:
     args, kwargs = call.arguments()
     cuda = any(isinstance(x, Tensor) and x.device.type == "cuda" for x in args)
     with torch.no_grad(), call.context():
         before = [one.before(args, kwargs) for one in group]
-        return Timing(*compare(before, [one.after(args, kwargs) for one in group], cuda))
+        after = [one.after(one.choices[rank], args, kwargs) for one in group]
+        return Timing(*compare(before, after, cuda))
 
 
 def _keep_winning_encoders(
@@ -180,7 +206,7 @@ def _keep_winning_encoders(
             for module in unit.members:
                 lost[id(module)] = (
                     f"{unit.name or ROOT} as a whole is not faster without its fused inference "
-                    f"path: {before:,.1f} µs with it, {after:,.1f} in int8"
+                    f"path: {before:,.1f} µs with it, {after:,.1f} exchanged"
                 )
     for candidate in candidates:
         if id(candidate.module) in lost:
@@ -213,16 +239,43 @@ def _in_order(rows: dict[str, Row], survey: Survey) -> list[Row]:
     return [rows[name] for name in sorted(rows, key=lambda name: parent[name])]
 
 
+def _words(candidate: Candidate) -> str:
+    """What took a module's place; of a sparse layer how much of it is left."""
+    module = candidate.replacement
+    name = type(module).__name__
+    sparsity: Any = getattr(module, "sparsity", None)
+    if sparsity is None:
+        return name
+    form = f"{module.pattern}{', int8' if module.int8 else ''}"
+    if module.pattern == "block":
+        form = "block {}x{}".format(*module.block) + (", int8" if module.int8 else "")  # type: ignore[misc]
+    return f"{name} ({form}, {100 * sparsity:.1f} % zeros)"
+
+
+def _others(row: Row, candidate: Candidate) -> str:
+    """What else was tried, and what it took."""
+    assert candidate.best is not None
+    others = [
+        f"{us:,.1f} {label}"
+        for label, us in row.us_choices.items()
+        if label != candidate.best.label
+    ]
+    return f"; not {', '.join(others)}" if others else ""
+
+
 def _note(candidates: list[Candidate], units: list[EncoderPatch], rows: dict[str, Row]) -> None:
     """Writes what happened into the rows."""
     for candidate in candidates:
         row, fusion = candidate.row, candidate.fusion
         row.status = SWAPPED
-        row.reason = f"now {type(candidate.replacement).__name__}"
+        also = f"; {row.reason}" if row.reason else ""
+        row.reason = f"now {_words(candidate)}"
+        if fusion is not None:
+            row.activation = fusion.activation
+            row.reason += f", computes {fusion.name} ({fusion.activation}) as well"
+        row.reason += _others(row, candidate) + also
         if fusion is None:
             continue
-        row.activation = fusion.activation
-        row.reason += f", computes {fusion.name} ({fusion.activation}) as well"
         kind = getattr(fusion.act, "__name__", type(fusion.act).__name__)
         act = rows.setdefault(fusion.name, Row(fusion.name, kind))
         here = f"computed by {candidate.name} now"

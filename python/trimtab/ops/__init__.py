@@ -15,6 +15,7 @@ from .quantize_affine import dequantize_affine, quantize_affine
 from .quantize_int8 import quantize_int8
 from .rms_norm_quantize_int8 import rms_norm_quantize_int8
 from .silu_mul_quantize_int8 import silu_mul_quantize_int8
+from .sparse24_compress import sparse24_compress, sparse24_unpack
 
 library.implement_in_triton()
 backend.check_forced()
@@ -50,4 +51,6 @@ __all__ = [
     "rms_norm_quantize_int8",
     "set_isa",
     "silu_mul_quantize_int8",
+    "sparse24_compress",
+    "sparse24_unpack",
 ]

@@ -41,8 +41,8 @@ def block_linear(
     quantized row by row and the result has the bits of int8_linear with the dense weight.
 
     Gradients flow to ``x``, float ``values`` (kept blocks alone) and ``bias``; int8 values have none,
-    and ``x`` then gets the one through the dequantized weight. Under autocast ``x`` is cast to the
-    autocast dtype, which must then be that of ``values``.
+    and ``x`` then gets the one through the dequantized weight. Under autocast ``x`` and float
+    ``values`` are cast to the autocast dtype.
 
     Raises:
         RuntimeError: wrong dtype, shape or scale, or indices that would be read out of bounds.
@@ -294,8 +294,8 @@ def _dequantized(values: Tensor, crow: Tensor, scale: Tensor, dtype: torch.dtype
 
 torch.library.register_autograd("trimtab::block_linear", _backward, setup_context=_setup_context)
 
-library.register_autocast(_op.default)
-library.register_autocast(_op.inference)
+library.register_autocast(_op.default, weight=True)
+library.register_autocast(_op.inference, weight=True)
 
 
 @register_flop_formula(torch.ops.trimtab.block_linear)

@@ -1,0 +1,151 @@
+"""SparseConv2d: torch.nn.Conv2d with a pruned weight, compressed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..ops.int8_conv2d import padding_sides, pair
+from .sparse_linear import own_mask
+from .sparse_weight import SparseWeight
+
+
+class SparseConv2d(SparseWeight, nn.Conv2d):
+    """``act(conv2d(x, weight) + bias)`` with the kept weights of a pruned Conv2d alone.
+
+    Patterns as in SparseLinear, over the matrix [out_channels, in_channels / groups * kh * kw]: 2:4
+    counts four adjacent weights in the order (channel, kh, kw), a block spans ``block`` = (output
+    channels, such weights), and each group starts a row of blocks of its own. Computed as that matrix
+    times the patches of ``x`` (im2col), group by group. With ``int8=True`` each patch is quantized with
+    a scale of its own, unlike Int8Conv2d, which takes one an image.
+
+    ``x`` [B, C, H, W] or [C, H, W]; every stride, padding, padding mode, dilation and groups of
+    torch.nn.Conv2d. The result has x's memory format. Gradients and ``weight`` as in SparseLinear.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        pattern: str = "bitmap",
+        block: tuple[int, int] = (32, 32),
+        int8: bool = False,
+        activation: str = "none",
+    ) -> None:
+        """An all-zero layer, to load a checkpoint into; see from_float for a trained one.
+
+        Raises ValueError for what torch.nn.Conv2d refuses, an unknown pattern, block or activation.
+        """
+        # On meta: nn.Conv2d checks its arguments and works out the padding; nothing is allocated.
+        plan = nn.Conv2d(
+            in_channels, out_channels, pair("kernel_size", kernel_size), stride, padding, dilation,
+            groups, False, padding_mode, device="meta",
+        )  # fmt: skip
+        nn.Module.__init__(self)
+        self._take_geometry(plan)
+        self._take_format(pattern, block, int8, dtype or torch.get_default_dtype(), activation)
+        self._set_empty(device)
+        zeros = torch.zeros(out_channels, dtype=self.dtype, device=device) if bias else None
+        self.register_parameter("bias", None if zeros is None else nn.Parameter(zeros))
+
+    @classmethod
+    def from_float(
+        cls,
+        module: nn.Conv2d,
+        activation: str = "none",
+        *,
+        pattern: str = "bitmap",
+        block: tuple[int, int] = (32, 32),
+        int8: bool = False,
+        mask: Tensor | None = None,
+    ) -> SparseConv2d:
+        """The sparse form of a pruned Conv2d; arguments and errors as SparseLinear.from_float's."""
+        if not isinstance(module, nn.Conv2d):
+            raise TypeError(f"SparseConv2d: expected an nn.Conv2d, got {type(module).__name__}")
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._take_geometry(module)
+        layer._take_format(pattern, block, int8, module.weight.dtype, activation)
+        layer._set_packed(module.weight, own_mask(module) if mask is None else mask)
+        layer.register_parameter("bias", module.bias)  # type: ignore[arg-type]
+        layer.train(module.training)
+        return layer
+
+    def _take_geometry(self, module: nn.Conv2d) -> None:
+        for name in (*nn.Conv2d.__constants__, "transposed", "output_padding"):
+            setattr(self, name, getattr(module, name))
+        self._reversed_padding_repeated_twice = list(module._reversed_padding_repeated_twice)
+        kh, kw = pair("kernel_size", module.kernel_size)
+        self.weight_shape = (self.out_channels, self.in_channels // self.groups, kh, kw)
+        self._kernel, self._stride = (kh, kw), pair("stride", self.stride)
+        self._dilation = pair("dilation", self.dilation)
+        sides = (0, 0, 0, 0)  # F.pad has padded already
+        if self.padding_mode == "zeros":
+            sides = padding_sides(self.padding, (kh, kw), self._stride, self._dilation)  # type: ignore[arg-type]
+        self._sides = sides
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The dense weight this layer stands for, computed on demand."""
+        return self.float_weight()
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = x.unsqueeze(0) if x.dim() == 3 else x
+        if batch.dim() != 4 or batch.shape[1] != self.in_channels:
+            raise RuntimeError(
+                f"SparseConv2d: expected x [B, {self.in_channels}, H, W] or [{self.in_channels}, H, W]"
+                f", got {list(x.shape)}"
+            )
+        if self.padding_mode != "zeros":
+            batch = F.pad(batch, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        patches, height, width = self._patches(batch)
+        if self.groups == 1:
+            out = self._product(patches)
+        else:
+            K = patches.shape[2] // self.groups
+            each = patches.split(K, 2)
+            out = torch.cat([self._product(each[g], g) for g in range(self.groups)], 2)
+        out = out.reshape(batch.shape[0], height, width, self.out_channels).permute(0, 3, 1, 2)
+        if not _channels_last(batch):
+            out = out.contiguous()
+        return out.squeeze(0) if x.dim() == 3 else out
+
+    def _patches(self, x: Tensor) -> tuple[Tensor, int, int]:
+        """x as [B, OH * OW, C * kh * kw], and OH and OW."""
+        (kh, kw), (sh, sw), (dh, dw) = self._kernel, self._stride, self._dilation
+        top, bottom, left, right = self._sides
+        tall, wide = x.shape[2] + top + bottom, x.shape[3] + left + right
+        height, width = (tall - dh * (kh - 1) - 1) // sh + 1, (wide - dw * (kw - 1) - 1) // sw + 1
+        if height < 1 or width < 1:
+            raise RuntimeError(
+                f"SparseConv2d: expected an image that the kernel {kh}x{kw} (dilation {dh}, {dw}) fits "
+                f"into, got {tall}x{wide} with its padding"
+            )
+        if any(self._sides):
+            x = F.pad(x, (left, right, top, bottom))
+        if (kh, kw) == (1, 1):
+            taken = x[:, :, ::sh, ::sw].permute(0, 2, 3, 1)
+            return taken.reshape(x.shape[0], height * width, self.in_channels), height, width
+        patches = F.unfold(x, (kh, kw), self._dilation, 0, self._stride)
+        return patches.transpose(1, 2), height, width
+
+    def extra_repr(self) -> str:
+        return nn.Conv2d.extra_repr(self) + self._described()
+
+
+def _channels_last(x: Tensor) -> bool:
+    """As int8_conv2d decides the format of its result."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
