@@ -34,6 +34,11 @@ class Undo:
         copies = [(t, t.detach().clone()) for t in tensors if values and t is not None]
         self._saved[module] = type(module), attributes, copies
 
+    def drop_new_buffers(self, module: nn.Module) -> None:
+        """Buffers that the module did not have when it was saved; the old ones are back."""
+        module._buffers.clear()
+        module._buffers.update(self._saved[module][1]["_buffers"])
+
     def restore(self) -> None:
         state._changes += 1
         for module, (kind, attributes, copies) in self._saved.items():
