@@ -128,3 +128,19 @@ def test_optim_plot(tmp_path: Path) -> None:
     (plot,) = tmp_path.glob("*-sizes.svg")
     root = ElementTree.parse(plot).getroot()
     assert sum(part.tag.endswith("circle") for part in root.iter()) == len(found) + 4
+
+
+def test_sparse(tmp_path: Path) -> None:
+    """swap_'s choice is compared at each point and counted; the peers' rows are times."""
+    done = bench("sparse", tmp_path, "--quick", "--threads", "2", "--match", "bitmap.* 50%")
+    assert done.returncode == 0, done.stderr
+    found = rows(tmp_path, "sparse_dispatcher")
+    ratios = [row for row in found if row["metric"] == "ratio"]
+    summary = {row["metric"]: float(row["y_50"]) for row in found if row["mode"] == "summary"}
+    assert len(ratios) == summary["points"] == 4 and summary["larger"] == 0
+    assert max(float(row["y_50"]) for row in ratios) == pytest.approx(summary["worst ratio"])
+    for row in ratios:
+        extra = json.loads(row["extra_config"])
+        assert extra["bytes"] <= extra["dense"]
+    providers = {row["provider"] for row in rows(tmp_path, "sparse_peers")}
+    assert {"trimtab bf16 bitmap", "trimtab int8 bitmap", "trimtab int8", "torch bf16"} <= providers
