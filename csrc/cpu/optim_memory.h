@@ -3,10 +3,15 @@
 #pragma once
 #include <trimtab/optim_step.h>
 
+#include "cpu/optim_kernels.h"
 #include "math/dynamic_code.h"
 #include "math/stochastic_rounding.h"
 
 namespace trimtab {
+
+// A rule on fp32 with 8-bit states, rounded to nearest: p, g, codes [n], n a multiple of kDynamicBlock.
+using OptimCodedFn = void (*)(const void* constants, float* p, const float* g,
+                              uint8_t* const* codes, float* const* scales, int64_t n);
 
 struct OptimMemoryKernels {
   // codes [n], one scale for each kDynamicBlock of them
@@ -20,6 +25,8 @@ struct OptimMemoryKernels {
   void (*close_remainder)(const float* from, bf16* param, uint16_t* master, int64_t n);
   void (*open_kahan)(const bf16* param, const uint16_t* master, float* to, int64_t n);
   void (*close_kahan)(const float* from, bf16* param, uint16_t* master, int64_t n);
+  // NULL, or NULL for a rule: decode, update and encode by blocks of kOptimBlock, which give the same bits.
+  OptimCodedFn (*coded)(tt_rule rule, int variant);
 };
 
 OptimMemoryKernels optim_memory_scalar();

@@ -13,6 +13,7 @@ namespace trimtab {
 namespace {
 
 constexpr int kMaxLanes = 16;
+constexpr int kCodeGroup = 4 * kMaxLanes;  // codes that one store takes, at most
 
 // The last elements of an array, with room for a whole vector; they go back unless T is const.
 template <class T>
@@ -61,54 +62,62 @@ void decode(const uint8_t* codes, const float* scale, bool is_signed, float* to,
   }
 }
 
+inline float finite_scale(float largest) {
+  return is_finite(F32x1(largest)).m ? largest : float_from_bits(0x7fc00000u);
+}
+
 // max |x| of n elements, a multiple of the lanes; NaN if one is NaN or Inf.
 template <class V>
 float block_scale(const float* x, int64_t n) {
   V largest(0.0f);
   for (int64_t i = 0; i < n; i += V::lanes) largest = bits_max(largest, abs(V::load(x + i)));
-  float lanes[kMaxLanes];
-  largest.store(lanes);
-  F32x1 m = lanes[0];
-  for (int k = 1; k < V::lanes; ++k) m = bits_max(m, F32x1(lanes[k]));
-  return is_finite(m).m ? m.v : float_from_bits(0x7fc00000u);
+  return finite_scale(bits_max_across(largest));
 }
 
+// A scale below 2^-128 has no finite inverse; then codes come out too small, of numbers below 3e-39.
+inline float inverse_scale(float scale) {
+  if (!(scale > 0.0f)) return 0.0f;
+  return 1.0f / scale < 3.4028234e38f ? 1.0f / scale : 3.4028234e38f;
+}
+
+// All of a block, or what there is rounded up to a multiple of kCodeGroup.
 template <class V, bool kSigned, bool kStochastic>
 void encode_block(const float* from, float scale, RandomKey key, uint32_t element, uint8_t* codes,
                   int64_t n) {
   using U = typename WordsOf<V>::type;
-  // A scale below 2^-128 has no finite inverse; then codes come out too small, of numbers below 3e-39.
-  const float inverse =
-      scale > 0.0f ? (1.0f / scale < 3.4028234e38f ? 1.0f / scale : 3.4028234e38f) : 0.0f;
-  for_whole_vectors<V>(
-      n,
-      [=](int64_t i, const float* x, uint8_t* out) {
-        const V value = V::load(x);
-        V code;
-        if (kStochastic) {
-          const U bits = random_bits(key, U::from(element + uint32_t(i)));
-          code = dynamic_stochastic<kSigned>(value, V(inverse), uniform<V>(bits));
-        } else {
-          code = dynamic_nearest<kSigned>(value, V(inverse));
-        }
-        U::of_integral(code).store_bytes(out);
-      },
-      from, codes);
+  const V inverse(inverse_scale(scale));
+  for (int64_t i = 0; i < n; i += 4 * V::lanes) {
+    V steps[4];
+    for (int k = 0; k < 4; ++k) {
+      const int64_t at = i + k * V::lanes;
+      const V x = V::load(from + at);
+      if (kStochastic) {
+        const U bits = random_bits(key, U::from(element + uint32_t(at)));
+        steps[k] = dynamic_stochastic<kSigned>(x, inverse, uniform<V>(bits));
+      } else {
+        steps[k] = dynamic_nearest<kSigned>(x, inverse);
+      }
+    }
+    U::store_codes(steps, kDynamicBias<kSigned>, codes + i);
+  }
 }
 
 template <class V>
 void encode(float* from, bool is_signed, const RandomKey* key, int64_t element, uint8_t* codes,
             float* scale, int64_t n) {
+  const auto loop =
+      key ? (is_signed ? encode_block<V, true, true> : encode_block<V, false, true>)
+          : (is_signed ? encode_block<V, true, false> : encode_block<V, false, false>);
   for (int64_t i = 0; i < n; i += kDynamicBlock) {
     const int64_t count = std::min<int64_t>(n - i, kDynamicBlock);
-    const int64_t whole = (count + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
+    const int64_t whole = (count + kCodeGroup - 1) / kCodeGroup * kCodeGroup;
     std::fill(from + i + count, from + i + whole, 0.0f);
     const float s = *scale++ = block_scale<V>(from + i, whole);
-    const auto loop =
-        key ? (is_signed ? encode_block<V, true, true> : encode_block<V, false, true>)
-            : (is_signed ? encode_block<V, true, false> : encode_block<V, false, false>);
-    loop(from + i, s, key ? key_around(*key, element) : RandomKey{}, uint32_t(element + i),
-         codes + i, count);
+    const RandomKey around = key ? key_around(*key, element) : RandomKey{};
+    uint8_t partial[kDynamicBlock];
+    uint8_t* const to = whole == count ? codes + i : partial;
+    loop(from + i, s, around, uint32_t(element + i), to, whole);
+    if (to == partial) std::memcpy(codes + i, partial, size_t(count));
   }
 }
 
@@ -173,9 +182,9 @@ void close_kahan(const float* from, bf16* param, uint16_t* master, int64_t n) {
 }
 
 template <class V>
-OptimMemoryKernels optim_memory() {
+OptimMemoryKernels optim_memory(OptimCodedFn (*coded)(tt_rule, int)) {
   return {decode<V>,          encode<V>,     narrow_stochastic<V>, open_remainder<V>,
-          close_remainder<V>, open_kahan<V>, close_kahan<V>};
+          close_remainder<V>, open_kahan<V>, close_kahan<V>,       coded};
 }
 
 }  // namespace

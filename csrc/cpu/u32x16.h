@@ -8,6 +8,7 @@ namespace {
 
 struct U32x16 {
   static constexpr int lanes = 16;
+  static constexpr bool has_lookup32 = true;
   __m512i v;
 
   U32x16() = default;
@@ -26,8 +27,21 @@ struct U32x16 {
   TT_INLINE F32x16 lookup8(const float* table) const {
     return _mm512_permutexvar_ps(v, _mm512_broadcast_f32x8(_mm256_loadu_ps(table)));
   }
+  TT_INLINE F32x16 lookup16(const float* table) const {
+    return _mm512_permutexvar_ps(v, _mm512_loadu_ps(table));
+  }
   TT_INLINE F32x16 lookup32(const float* table) const {
     return _mm512_permutex2var_ps(_mm512_loadu_ps(table), v, _mm512_loadu_ps(table + 16));
+  }
+  TT_INLINE U32x16 lookup32(const uint32_t* table) const {
+    return _mm512_permutex2var_epi32(_mm512_loadu_si512(table), v, _mm512_loadu_si512(table + 16));
+  }
+  // One multiplication of 16-bit lanes; the upper ones are 0.
+  TT_INLINE U32x16 times_shift16(uint32_t c) const {
+    return _mm512_mulhi_epu16(v, _mm512_set1_epi32(int(c)));
+  }
+  TT_INLINE U32x16 plus_one(Mask16 mask) const {
+    return _mm512_mask_sub_epi32(v, mask.m, v, _mm512_set1_epi32(-1));
   }
 
   static TT_INLINE U32x16 load_bytes(const uint8_t* p) {
@@ -41,6 +55,16 @@ struct U32x16 {
   }
   TT_INLINE void store16(uint16_t* p) const {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(v));
+  }
+
+  // The packs take four lanes of each vector in turn, which one permutation of words puts right.
+  static TT_INLINE void store_codes(const F32x16 (&from)[4], int32_t bias, uint8_t* p) {
+    const __m512i b = _mm512_set1_epi16(short(bias));
+    const __m512i low = _mm512_packs_epi32(to_int32_rne(from[0]), to_int32_rne(from[1]));
+    const __m512i high = _mm512_packs_epi32(to_int32_rne(from[2]), to_int32_rne(from[3]));
+    const __m512i bytes = _mm512_packus_epi16(_mm512_add_epi16(low, b), _mm512_add_epi16(high, b));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, bytes));
   }
 
   friend TT_INLINE U32x16 operator+(U32x16 a, U32x16 b) { return _mm512_add_epi32(a.v, b.v); }

@@ -8,6 +8,7 @@ namespace {
 
 struct U32x8 {
   static constexpr int lanes = 8;
+  static constexpr bool has_lookup32 = false;
   __m256i v;
 
   U32x8() = default;
@@ -24,13 +25,17 @@ struct U32x8 {
   TT_INLINE F32x8 lookup8(const float* table) const {
     return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), v);  // reads the low three bits
   }
-  // Bit 3 of the index picks one of two eights, bit 4 one of two such pairs; blendv reads the top bit.
-  TT_INLINE F32x8 lookup32(const float* table) const {
+  // Bit 3 of the index picks one of two eights; blendv reads the top bit.
+  TT_INLINE F32x8 lookup16(const float* table) const {
     const __m256 bit3 = _mm256_castsi256_ps(_mm256_slli_epi32(v, 28));
-    const __m256 bit4 = _mm256_castsi256_ps(_mm256_slli_epi32(v, 27));
-    const __m256 low = _mm256_blendv_ps(lookup8(table).v, lookup8(table + 8).v, bit3);
-    const __m256 high = _mm256_blendv_ps(lookup8(table + 16).v, lookup8(table + 24).v, bit3);
-    return _mm256_blendv_ps(low, high, bit4);
+    return _mm256_blendv_ps(lookup8(table).v, lookup8(table + 8).v, bit3);
+  }
+  // One multiplication of 16-bit lanes; the upper ones are 0.
+  TT_INLINE U32x8 times_shift16(uint32_t c) const {
+    return _mm256_mulhi_epu16(v, _mm256_set1_epi32(int(c)));
+  }
+  TT_INLINE U32x8 plus_one(Mask8 mask) const {
+    return _mm256_sub_epi32(v, _mm256_castps_si256(mask.m));
   }
 
   static TT_INLINE U32x8 load_bytes(const uint8_t* p) {
@@ -45,6 +50,16 @@ struct U32x8 {
   }
   TT_INLINE void store16(uint16_t* p) const {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow16());
+  }
+
+  // The packs take four lanes of each vector in turn, which one permutation of words puts right.
+  static TT_INLINE void store_codes(const F32x8 (&from)[4], int32_t bias, uint8_t* p) {
+    const __m256i b = _mm256_set1_epi16(short(bias));
+    const __m256i low = _mm256_packs_epi32(to_int32_rne(from[0]), to_int32_rne(from[1]));
+    const __m256i high = _mm256_packs_epi32(to_int32_rne(from[2]), to_int32_rne(from[3]));
+    const __m256i bytes = _mm256_packus_epi16(_mm256_add_epi16(low, b), _mm256_add_epi16(high, b));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(bytes, order));
   }
 
   friend TT_INLINE U32x8 operator+(U32x8 a, U32x8 b) { return _mm256_add_epi32(a.v, b.v); }

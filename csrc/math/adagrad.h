@@ -36,6 +36,7 @@ TT_INLINE AdagradConstants adagrad_constants(const tt_optim_group& group, const 
 template <int kVariant>
 struct Adagrad {
   static constexpr int kStates = 1;
+  static constexpr unsigned kSigns = 0;
   using Constants = AdagradConstants;
 
   template <class V>

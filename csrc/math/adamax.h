@@ -28,6 +28,7 @@ TT_INLINE AdamaxConstants adamax_constants(const tt_optim_group& group, const Ru
 template <int kVariant>
 struct Adamax {
   static constexpr int kStates = 2;
+  static constexpr unsigned kSigns = 0b1;
   using Constants = AdamaxConstants;
 
   template <class V>

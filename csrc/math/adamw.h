@@ -37,6 +37,7 @@ TT_INLINE AdamConstants adam_constants(const tt_optim_group& group, const RuleSt
 template <int kVariant>
 struct Adam {
   static constexpr int kStates = kVariant & kAdamAmsgrad ? 3 : 2;
+  static constexpr unsigned kSigns = 0b1;
   using Constants = AdamConstants;
 
   template <class V>

@@ -23,38 +23,59 @@ namespace trimtab {
 
 constexpr int kDynamicBlock = 256;
 
-// Where y lies: entry (e + 127) & 31 is for the y of exponent e, of which at most one begins a decade.
-struct DynamicDecades {
-  float threshold[32];  // from there on a y of this exponent is in the upper decade
-  float lower[32];  // the first t of the lower one, half that of the upper
+// Decades are counted from 1, below them all is 0, and the value 1 is number 8; number k holds
+// t < first * 2^k. Of the y of one exponent e at most the upper part is in the next decade, so that the decade
+// is found in one of two ways:
+//
+//   at = bits(y) + carry[e] >> 23     the exponent itself, or the next: tables of 32 exponents follow
+//   k  = guess + (y >= threshold[guess]),  guess = (e + 127) * kDynamicDecade >> 16, less 32
+//
+// A table of 8 or 16 is read at the low bits of k. Number 0 shares the inverse of 8, which makes it 0.
+constexpr int kDynamicDecade = 20350;  // about log10(2) * 2^16; dynamic_bounds() checks it
+
+struct DynamicBounds {
+  float threshold[8];  // where the next decade begins
+  uint32_t carry[32];  // of exponent (e + 127) & 31; so are these, for all y below a threshold:
+  float inverse[32], limit[32];
 };
 
-// Tables of eight are indexed by exponents too: entry (e + 127) & 7 belongs to the t of exponent e.
 struct DynamicCode {
   float first,
       last;  // the t of the smallest magnitude that is not zero, 1 or 2; of the magnitude 1
-  float slope[8], offset[8];  // of magnitude(t)
-  float inverse[8], inverse_offset[8];  // t, not yet an integer, = fma(y, inverse, inverse_offset)
-  DynamicDecades
-      nearest;  // decades begin where y is nearer to their smallest value than to what is below
-  DynamicDecades lowest;  // decades begin at their smallest value
+  // Of magnitude(t), by exponents: entries (e + 127) & 7 and & 15 belong to the t of exponent e; read at four
+  // bits they have zeros for what is below first, and not below first / 2.
+  float slope[16], offset[16];
+  // t, not yet an integer, = fma(y, inverse, fma(limit, 4/9, -1/18)), but no more than limit.
+  float inverse[8], limit[16];
+  DynamicBounds
+      nearest;  // a decade begins where y is nearer to its smallest value than to what is below
+  DynamicBounds lowest;  // a decade begins at its smallest value
 };
+
+constexpr float kDynamicRise = float(4.0 / 9.0), kDynamicShift = float(-1.0 / 18.0);
 
 namespace {
 
-// thresholds: where each decade, and the value 1, begins
-constexpr DynamicDecades dynamic_decades(int first, const double (&thresholds)[8]) {
-  DynamicDecades d{};
-  for (int k = 0; k < 32; ++k) d.threshold[k] = 4.0f;  // none
+// Throws, which no constant can, where one exponent has two thresholds or a guess is too far off.
+constexpr DynamicBounds dynamic_bounds(const DynamicCode& c, const double (&thresholds)[8]) {
+  DynamicBounds b{};
+  for (int k = 0; k < 8; ++k) b.threshold[k] = float(thresholds[k]);
   double power = 1.0 / 8388608.0;  // 2^e
-  int decade = 0;
-  for (int e = -23; e <= 0; ++e, power *= 2.0) {
+  for (int e = -23; e <= 1; ++e, power *= 2.0) {
+    int k = 0, next = 0;
+    while (k < 8 && thresholds[k] < power) ++k;
+    while (next < 8 && thresholds[next] < 2.0 * power) ++next;
     const int at = (e + 127) & 31;
-    while (decade < 8 && thresholds[decade] < power) ++decade;
-    d.lower[at] = float(first << decade) * 0.5f;  // below all: half the first
-    if (decade < 8 && thresholds[decade] < 2.0 * power) d.threshold[at] = float(thresholds[decade]);
+    b.inverse[at] = c.inverse[k & 7];
+    b.limit[at] = c.limit[k];
+    if (next > k) {
+      const double mantissa = double(float(thresholds[k])) / power - 1.0;
+      b.carry[at] = 0x800000u - uint32_t(mantissa * 8388608.0);
+    }
+    const int guess = ((e + 127) * kDynamicDecade >> 16) - 32;
+    if (next > k + 1 || (e <= 0 && (guess < 0 || guess > k || guess + 1 < next))) throw e;
   }
-  return d;
+  return b;
 }
 
 constexpr DynamicCode dynamic_code(bool is_signed) {
@@ -66,20 +87,25 @@ constexpr DynamicCode dynamic_code(bool is_signed) {
   double below = 0.0;  // the largest magnitude of the decade before
   double nearest[8] = {}, lowest[8] = {};
   for (int i = 0; i < 8; ++i) {
-    const int at = (first_exponent + i + 127) & 7;
+    const int exponent = first_exponent + i + 127;
     const double n = double(first << i);
     const double slope = 0.9 * kTop[i] / n;
     const double offset = i < 7 ? kTop[i] * (0.45 / n - 0.8) : 1.0;
-    c.slope[at] = float(slope);
-    c.offset[at] = float(offset);
-    c.inverse[at] = i < 7 ? float(1.0 / slope) : 0.0f;
-    c.inverse_offset[at] = i < 7 ? float(-offset / slope) : float(n);
+    c.slope[exponent & 7] = c.slope[exponent & 15] = float(slope);
+    c.offset[exponent & 7] = c.offset[exponent & 15] = float(offset);
+    const double limit = 2.0 * n - 1.0;
+    const double at_0 = limit * double(kDynamicRise) + double(kDynamicShift);
+    c.limit[i + 1] = float(limit);
+    // Of 1 alone, with a quarter to spare for both roundings.
+    c.inverse[(i + 1) & 7] = float(i < 7 ? 1.0 / slope : n + 0.25 - at_0);
+    if (i < 7 && float(at_0) != float(-offset / slope)) throw i;
     lowest[i] = n * slope + offset;
     nearest[i] = 0.5 * (below + lowest[i]);
-    below = (2.0 * n - 1.0) * slope + offset;
+    below = limit * slope + offset;
   }
-  c.nearest = dynamic_decades(first, nearest);
-  c.lowest = dynamic_decades(first, lowest);
+  c.limit[0] = float(first - 1);
+  c.nearest = dynamic_bounds(c, nearest);
+  c.lowest = dynamic_bounds(c, lowest);
   return c;
 }
 
@@ -93,11 +119,18 @@ TT_INLINE typename WordsOf<V>::type exponent_index(V t) {
   return typename WordsOf<V>::type(t) >> 23;
 }
 
+// t >= first - 1
 template <bool kSigned, class V>
 TT_INLINE V dynamic_magnitude(V t) {
   constexpr const DynamicCode& c = DynamicTable<kSigned>::code;
-  const auto at = exponent_index(t);
-  return select(t < V(c.first), V(0.0f), fma(t, at.lookup8(c.slope), at.lookup8(c.offset)));
+  if constexpr (WordsOf<V>::type::has_lookup32) {
+    const V u = kSigned ? max(t, V(0.5f)) : t;
+    const auto at = exponent_index(u);
+    return fma(u, at.lookup16(c.slope), at.lookup16(c.offset));
+  } else {
+    const auto at = exponent_index(t);
+    return select(t < V(c.first), V(0.0f), fma(t, at.lookup8(c.slope), at.lookup8(c.offset)));
+  }
 }
 
 // value(code), for the code as a number.
@@ -108,51 +141,68 @@ TT_INLINE V dynamic_value(V code) {
   return copysign(dynamic_magnitude<true>(abs(s)), s);
 }
 
-// The code of t, for an element with the sign of x. -1 has none: the next is 127 steps below 0.
-template <bool kSigned, class V>
-TT_INLINE V dynamic_finish(V t, V x) {
-  return kSigned ? max(V(0.0f), copysign(t, x) + V(127.0f)) : t - V(1.0f);
-}
-
 // |x| * inverse; 2^-23, which is coded like 0, for less and for NaN.
 template <class V>
 TT_INLINE V dynamic_ratio(V x, V inverse) {
   return max(abs(x) * inverse, V(1.1920928955078125e-7f));
 }
 
-// The smallest t of the decade of y; half the first below all decades. There the t that the tables give is
-// that of 1, whose entry it shares, and the largest t of the decade is what stands for zero.
 template <class V>
-TT_INLINE V dynamic_begin(V y, const DynamicDecades& decades) {
-  const auto at = exponent_index(y);
-  const V lower = at.lookup32(decades.lower);
-  return select(y >= at.lookup32(decades.threshold), lower + lower, lower);
+struct DynamicLine {
+  V inverse, limit;
+
+  TT_INLINE V at(V y) const {
+    return fma(y, inverse, fma(limit, V(kDynamicRise), V(kDynamicShift)));
+  }
+};
+
+// The line that y is on, if decades begin at these bounds.
+template <class V>
+TT_INLINE DynamicLine<V> dynamic_line(V y, const DynamicCode& c, const DynamicBounds& bounds) {
+  using U = typename WordsOf<V>::type;
+  const U e = exponent_index(y);
+  if constexpr (U::has_lookup32) {
+    const U at = (U(y) + e.lookup32(bounds.carry)) >> 23;
+    return {at.lookup32(bounds.inverse), at.lookup32(bounds.limit)};
+  } else {
+    const U guess = e.times_shift16(kDynamicDecade);
+    const U at = guess.plus_one(y >= guess.lookup8(bounds.threshold));
+    return {at.lookup8(c.inverse), at.lookup16(c.limit)};
+  }
 }
 
-// The code whose value is nearest to x * inverse; |x| * inverse in [0, 1], and x >= 0 without sign.
+// The step of an element with the sign of x: the code less 127 with sign, plus 1 without.
+template <bool kSigned, class V>
+TT_INLINE V dynamic_step(V t, V x) {
+  return kSigned ? copysign(t, x) : t;
+}
+
+// The code of a step is the step plus this, but at least 0: the step -128 has none, and the step 0 without
+// sign is as good as 1, zero's.
+template <bool kSigned>
+constexpr int kDynamicBias = kSigned ? 127 : -1;
+
+// The step whose value is nearest to x * inverse, once it is rounded to an integer; |x| * inverse in [0, 1],
+// and x >= 0 without sign.
 template <bool kSigned, class V>
 TT_INLINE V dynamic_nearest(V x, V inverse) {
   constexpr const DynamicCode& c = DynamicTable<kSigned>::code;
   const V y = dynamic_ratio(x, inverse);
-  const V begin = dynamic_begin(y, c.nearest);
-  const auto at = exponent_index(begin);
-  const V t = rint(fma(y, at.lookup8(c.inverse), at.lookup8(c.inverse_offset)));
-  return dynamic_finish<kSigned>(min(t, begin + (begin - V(1.0f))), x);
+  const DynamicLine<V> line = dynamic_line(y, c, c.nearest);
+  return dynamic_step<kSigned>(min(line.at(y), line.limit), x);
 }
 
-// One of the two codes around x * inverse, the upper with the probability that makes the mean right;
+// One of the two steps around x * inverse, the upper with the probability that makes the mean right;
 // u is uniform in [0, 1).
 template <bool kSigned, class V>
 TT_INLINE V dynamic_stochastic(V x, V inverse, V u) {
   constexpr const DynamicCode& c = DynamicTable<kSigned>::code;
   const V y = dynamic_ratio(x, inverse);
-  const V begin = dynamic_begin(y, c.lowest);
-  const auto at = exponent_index(begin);
-  V t = floor(fma(y, at.lookup8(c.inverse), at.lookup8(c.inverse_offset)));
-  t = max(V(c.first - 1.0f), min(t, begin + (begin - V(1.0f))));
+  const DynamicLine<V> line = dynamic_line(y, c, c.lowest);
+  V t = max(V(c.first - 1.0f), min(floor(line.at(y)), line.limit));
   const V low = dynamic_magnitude<kSigned>(t), high = dynamic_magnitude<kSigned>(t + V(1.0f));
   t = select(u * (high - low) < y - low, t + V(1.0f), t);
-  return dynamic_finish<kSigned>(min(t, V(c.last)), x);
+  return dynamic_step<kSigned>(min(t, V(c.last)), x);
 }
 
 }  // namespace

@@ -49,6 +49,7 @@ inline void lamb_adapt(LambConstants& c, double param_norm, double direction_nor
 template <int kVariant>
 struct Lamb {
   static constexpr int kStates = 2;
+  static constexpr unsigned kSigns = 0b1;
   using Constants = LambConstants;
 
   template <class V>

@@ -26,6 +26,7 @@ TT_INLINE LionConstants lion_constants(const tt_optim_group& group, const RuleSt
 template <int kVariant>
 struct Lion {
   static constexpr int kStates = 1;
+  static constexpr unsigned kSigns = 0b1;
   using Constants = LionConstants;
 
   template <class V>

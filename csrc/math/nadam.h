@@ -44,6 +44,7 @@ TT_INLINE NadamConstants nadam_constants(const tt_optim_group& group, const Rule
 template <int kVariant>
 struct Nadam {
   static constexpr int kStates = 2;
+  static constexpr unsigned kSigns = 0b1;
   using Constants = NadamConstants;
 
   template <class V>

@@ -2,6 +2,7 @@
 //
 //   template <int kVariant> struct Rule {
 //     static constexpr int kStates;   arrays of state it reads and writes
+//     static constexpr unsigned kSigns;   bit k: state k can be negative
 //     template <class V> static void update(const <Rule>Constants& c, V& p, V g, V* state);
 //   };
 //   <rule>_variant(group, tensor's fresh)      which kVariant: the flags that change the formula's shape

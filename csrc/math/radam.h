@@ -46,6 +46,7 @@ TT_INLINE RadamConstants radam_constants(const tt_optim_group& group, const Rule
 template <int kVariant>
 struct Radam {
   static constexpr int kStates = 2;
+  static constexpr unsigned kSigns = 0b1;
   using Constants = RadamConstants;
 
   template <class V>

@@ -37,6 +37,7 @@ template <int kVariant>
 struct Rmsprop {
   static constexpr int kMomentum = kVariant & kRmspropMomentum ? 1 : 0;
   static constexpr int kStates = 1 + kMomentum + (kVariant & kRmspropCentered ? 1 : 0);
+  static constexpr unsigned kSigns = 0b110;
   using Constants = RmspropConstants;
 
   template <class V>

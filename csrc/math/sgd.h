@@ -31,6 +31,7 @@ TT_INLINE SgdConstants sgd_constants(const tt_optim_group& group, const RuleStep
 template <int kVariant>
 struct Sgd {
   static constexpr int kStates = kVariant & kSgdMomentum ? 1 : 0;
+  static constexpr unsigned kSigns = 0b1;
   using Constants = SgdConstants;
 
   template <class V>

@@ -1,0 +1,220 @@
+#include <cmath>
+#include <cstring>
+
+#include "cpu/optim_job.h"
+#include "cpu/optim_rules.h"
+#include "cpu/optim_window.h"
+#include "math/norm.h"
+
+namespace trimtab {
+
+double sum_squares(OptimJob& job, const tt_parallel* parallel) {
+  for_pieces(job, parallel, [&](int64_t i, int64_t begin, int64_t end) {
+    const tt_optim_tensor& t = job.call.tensors[i];
+    const char* grad = static_cast<const char*>(t.grad);
+    float buffer[kOptimNormBlock];
+    for (; begin < end; begin += kOptimNormBlock) {
+      const int64_t n = std::min(end - begin, kOptimNormBlock);
+      const char* from = grad + begin * bytes_of(t.grad_dtype);
+      const float* g = reinterpret_cast<const float*>(from);
+      if (t.grad_dtype != TT_F32 || t.mask) {
+        job.kernels.widen(from, tt_dtype(t.grad_dtype), buffer, n);
+        g = buffer;
+      }
+      if (t.mask) job.kernels.apply_mask(buffer, t.mask + begin, n);
+      job.sums[job.block[i] + begin / kOptimNormBlock] = job.kernels.sum_squares(g, n);
+    }
+  });
+  double sums[kNormSums] = {};
+  for (int64_t k = 0; k < job.block[job.call.n_tensors]; ++k) sums[k % kNormSums] += job.sums[k];
+  for (int half = kNormSums / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+  return sums[0];
+}
+
+namespace {
+
+// A block of gradients unscaled, clipped and with the sign that minimizes, into its buffer.
+const float* prepare_block(const OptimJob& job, const OptimShared& s, Window& grad, int64_t n) {
+  const OptimKernels& kernels = job.kernels;
+  const bool rounds = job.call.round_clipped && grad.dtype != TT_F32;
+  if (!rounds) {
+    kernels.prepare(grad.values, job.scale, job.clip, s.sign, grad.buffer, n);
+    return grad.buffer;
+  }
+  uint16_t rounded[kOptimBlock];
+  const auto round = [&] {
+    kernels.narrow(grad.buffer, rounded, tt_dtype(grad.dtype), n);
+    kernels.widen(rounded, tt_dtype(grad.dtype), grad.buffer, n);
+  };
+  kernels.prepare(grad.values, job.scale, 1.0f, s.sign, grad.buffer, n);
+  round();
+  kernels.prepare(grad.buffer, 1.0f, job.clip, 1.0f, grad.buffer, n);
+  round();
+  return grad.buffer;
+}
+
+// n <= kOptimBlock elements of a tensor from `begin` on.
+void update_block(const OptimJob& job, const tt_optim_tensor& t, const OptimShared& s,
+                  OptimUpdateFn rule, int64_t begin, int64_t n) {
+  const OptimKernels& kernels = job.kernels;
+  const unsigned signs = optim_rule(tt_rule(job.call.rule)).signs;
+  ParamWindow param;
+  Window grad;
+  StateWindow state[TT_OPTIM_STATES];
+  void* states[TT_OPTIM_STATES];
+  param.open(kernels, job.memory, t, begin, n);
+  grad.open(kernels, t.grad, t.grad_dtype, begin, n);
+  for (int k = 0; k < s.states; ++k) {
+    state[k].open(kernels, job.memory, t, k, signs >> k & 1, begin, n);
+    states[k] = state[k].values;
+  }
+  const float* g = grad.values;
+  if (job.scale != 1.0f || job.clip != 1.0f || s.sign != 1.0f) {
+    g = prepare_block(job, s, grad, n);
+  }
+  rule(s.constants, param.values, g, states, n);
+  if (s.threshold > 0.0f) kernels.shrink(param.values, s.threshold, n);
+  if (t.mask) {
+    kernels.apply_mask(param.values, t.mask + begin, n);
+    for (int k = 0; k < s.states; ++k) kernels.apply_mask(state[k].values, t.mask + begin, n);
+  }
+  RandomKey keys[TT_OPTIM_STATES + 1];
+  const auto rounding = [&](int stream) {
+    const bool random = job.call.stochastic != 0;
+    if (random) {
+      const uint64_t index = uint64_t(&t - job.call.tensors);
+      keys[stream] = random_key(job.call.seed, uint64_t(s.step), index, uint64_t(stream));
+    }
+    return WindowRounding{&job.memory, random ? &keys[stream] : nullptr, begin};
+  };
+  param.close(kernels, rounding(0), n);
+  for (int k = 0; k < s.states; ++k) state[k].close(kernels, rounding(1 + k), n);
+  if (t.copy) {
+    char* copy = static_cast<char*>(t.copy) + begin * bytes_of(t.copy_dtype);
+    kernels.narrow(param.values, copy, tt_dtype(t.copy_dtype), n);
+  }
+  if (t.ema) {  // of the parameter as it was stored
+    if (param.dtype != TT_F32 && param.kind == TT_MASTER_NONE) {
+      kernels.widen(param.data, tt_dtype(param.dtype), param.buffer, n);
+    }
+    kernels.average(t.ema + begin, param.values, float(1.0 - job.call.ema_decay), n);
+  }
+  if (job.call.zero_grad) std::memset(grad.data, 0, size_t(n * bytes_of(t.grad_dtype)));
+}
+
+// Elements [begin, end) of a tensor, begin a multiple of kDynamicBlock; returns where blocks of 8-bit states end.
+int64_t update_coded(const tt_optim_tensor& t, const OptimShared& s, int64_t begin, int64_t end) {
+  const int64_t n = (end - begin) / kDynamicBlock * kDynamicBlock;
+  if (n <= 0) return begin;
+  uint8_t* codes[TT_OPTIM_STATES];
+  float* scales[TT_OPTIM_STATES];
+  for (int k = 0; k < s.states; ++k) {
+    codes[k] = static_cast<uint8_t*>(t.state[k]) + begin;
+    scales[k] = t.scale[k] + begin / kDynamicBlock;
+  }
+  s.coded(s.constants, static_cast<float*>(t.param) + begin,
+          static_cast<const float*>(t.grad) + begin, codes, scales, n);
+  return begin + n;
+}
+
+// Elements [begin, end) of a tensor: those of torch's vectors, or those of its tail.
+void update_range(const OptimJob& job, const tt_optim_tensor& t, const OptimShared& s, bool tail,
+                  int64_t begin, int64_t end) {
+  const bool bare = t.grad_dtype == t.param_dtype && job.scale == 1.0f && job.clip == 1.0f &&
+                    s.sign == 1.0f && t.master_kind == TT_MASTER_NONE && !(s.threshold > 0.0f) &&
+                    !t.mask && !t.ema && !t.copy && !job.call.zero_grad;
+  const bool one_dtype = t.state_dtype == t.param_dtype || s.states == 0;
+  const bool rounds = job.call.stochastic && (t.param_dtype != TT_F32 || !one_dtype);
+  if (bare && !rounds && one_dtype && begin < end) {
+    const int64_t at = begin * bytes_of(t.param_dtype);
+    void* states[TT_OPTIM_STATES];
+    for (int k = 0; k < s.states; ++k) states[k] = static_cast<char*>(t.state[k]) + at;
+    (tail ? s.typed_tail : s.typed_update)(s.constants, static_cast<char*>(t.param) + at,
+                                           static_cast<const char*>(t.grad) + at, states,
+                                           end - begin);
+    return;
+  }
+  if (bare && !rounds && t.param_dtype == TT_F32 && t.state_dtype == TT_DYNAMIC8 && s.coded) {
+    begin = update_coded(t, s, begin, end);
+  }
+  for (; begin < end; begin += kOptimBlock) {
+    update_block(job, t, s, tail ? s.tail : s.update, begin, std::min(end - begin, kOptimBlock));
+  }
+}
+
+}  // namespace
+
+void update(const OptimJob& job, const tt_parallel* parallel) {
+  for_pieces(job, parallel, [&](int64_t i, int64_t begin, int64_t end) {
+    const tt_optim_tensor& t = job.call.tensors[i];
+    const OptimShared& s = job.shared[job.shared_of[i]];
+    const int64_t lanes = 32 / bytes_of(arithmetic_dtype(t));  // of torch's vectors
+    const bool whole = s.tail == s.update || t.state_dtype == TT_DYNAMIC8;  // scales span the tail
+    const int64_t tail = whole ? t.numel : t.numel / lanes * lanes;
+    update_range(job, t, s, false, begin, std::min(end, tail));
+    update_range(job, t, s, true, std::max(begin, tail), end);
+  });
+}
+
+namespace {
+
+// Squares of n <= kOptimBlock elements of a tensor, and of the direction in which the rule would move them.
+void probe_block(const OptimJob& job, const tt_optim_tensor& t, const OptimShared& s, int64_t begin,
+                 int64_t n, double* squares) {
+  const OptimKernels& kernels = job.kernels;
+  const unsigned signs = optim_rule(tt_rule(job.call.rule)).signs;
+  ParamWindow param;
+  Window grad;
+  StateWindow state[TT_OPTIM_STATES];
+  void* states[TT_OPTIM_STATES];
+  const auto copy = [n](Window& window) {
+    if (window.values != window.buffer) std::memcpy(window.buffer, window.values, size_t(n) * 4);
+    return window.buffer;
+  };
+  param.open(kernels, job.memory, t, begin, n);
+  float* const p = copy(param);
+  for (int k = 0; k < s.states; ++k) {
+    state[k].open(kernels, job.memory, t, k, signs >> k & 1, begin, n);
+    states[k] = copy(state[k]);
+  }
+  grad.open(kernels, t.grad, t.grad_dtype, begin, n);
+  const float* const g = prepare_block(job, s, grad, n);
+  squares[0] += kernels.sum_squares(p, n);
+  s.probe(s.constants, p, g, states, n);
+  if (t.mask) kernels.apply_mask(p, t.mask + begin, n);
+  squares[1] += kernels.sum_squares(p, n);
+}
+
+}  // namespace
+
+void adapt(OptimJob& job, const tt_parallel* parallel) {
+  const tt_optim_call& call = job.call;
+  const OptimRule& rule = optim_rule(tt_rule(call.rule));
+  if (rule.adapt == nullptr) return;
+  for_pieces(job, parallel, [&](int64_t i, int64_t begin, int64_t end) {
+    const OptimShared& s = job.shared[job.shared_of[i]];
+    for (; begin < end; begin += kOptimNormBlock) {
+      const int64_t block_end = std::min(end, begin + kOptimNormBlock);
+      double squares[2] = {0.0, 0.0};
+      for (int64_t at = begin; at < block_end; at += kOptimBlock) {
+        probe_block(job, call.tensors[i], s, at, std::min(block_end - at, kOptimBlock), squares);
+      }
+      const int64_t block = job.block[i] + begin / kOptimNormBlock;
+      job.sums[block] = squares[0];
+      job.direction_sums[block] = squares[1];
+    }
+  });
+  for (int64_t i = 0; i < call.n_tensors; ++i) {
+    if (call.tensors[i].grad == nullptr) continue;
+    double squares[2] = {0.0, 0.0};
+    for (int64_t block = job.block[i]; block < job.block[i + 1]; ++block) {
+      squares[0] += job.sums[block];
+      squares[1] += job.direction_sums[block];
+    }
+    rule.adapt(job.shared[job.shared_of[i]].constants, std::sqrt(squares[0]),
+               std::sqrt(squares[1]));
+  }
+}
+
+}  // namespace trimtab
