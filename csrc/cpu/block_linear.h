@@ -31,6 +31,7 @@ struct BlockKernel {
 BlockKernel block_kernel_scalar(const tt_block_weight& weight);
 BlockKernel block_kernel_avx2(const tt_block_weight& weight);
 BlockKernel block_kernel_avx512(const tt_block_weight& weight);
+void block_1x16_avx512(const BlockTask& task);  // int8 in blocks of 1 x 16, x + 128
 // run is NULL where the block's shape does not fill tiles.
 BlockKernel block_kernel_amx(const tt_block_weight& weight);
 
@@ -64,13 +65,14 @@ inline void for_each_group(const BlockTask& task, Body&& body) {
   }
 }
 
-// Stores the sums of `panels` panels from `panel` on; panel p's are at sums + p * stride dwords.
+// Stores the sums of `panels` panels from `panel` on; panel p's are at sums + p * panel_stride dwords, and
+// outputs `stride` apart.
 inline void store_group(const BlockTask& task, const BlockGroup& group, int64_t panel, int panels,
-                        const void* sums, int64_t stride) {
+                        const void* sums, int64_t panel_stride, int64_t stride = kSparseM) {
   for (int p = 0; p < panels; ++p) {
     const int64_t m = (panel + p) * kSparseM, left = task.rows - m;
-    sparse_store(*task.out, static_cast<const uint32_t*>(sums) + p * stride, kSparseM, task.m + m,
-                 int(left < kSparseM ? left : kSparseM), group.n, group.cols);
+    sparse_store(*task.out, static_cast<const uint32_t*>(sums) + p * panel_stride, stride,
+                 task.m + m, int(left < kSparseM ? left : kSparseM), group.n, group.cols);
   }
 }
 

@@ -48,6 +48,8 @@ struct Int8 {
 }  // namespace
 
 BlockKernel block_kernel_avx512(const tt_block_weight& weight) {
+  if (weight.dtype == TT_I8 && weight.bn == 1 && weight.bk == 16)
+    return {PanelCell::kUint8, block_1x16_avx512};
   return lanes_kernel<Float, Int8>(weight);
 }
 
