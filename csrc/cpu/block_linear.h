@@ -20,6 +20,7 @@ struct BlockTask {
   int64_t panel_bytes;
   int64_t m, rows;  // first row of these panels in out; how many there are
   const SparseOutput* out;
+  bool pairs;  // out is bf16 without an activation, its stride even: store_bf16_pairs may serve
 };
 
 struct BlockKernel {
@@ -62,6 +63,19 @@ inline void for_each_group(const BlockTask& task, Body&& body) {
       if (n >= w.N) break;
       body(BlockGroup{row, row_end, begin, end, n, int((last < w.N ? last : w.N) - n)});
     }
+  }
+}
+
+// Asks for the lines that store_group will write: their read for ownership then passes while the sums are
+// computed.
+inline void prefetch_group(const BlockTask& task, const BlockGroup& group, int64_t panel,
+                           int panels) {
+  const SparseOutput& o = *task.out;
+  const int64_t begin = panel * kSparseM, end = begin + panels * kSparseM;
+  const int64_t bytes = int64_t(group.cols) * o.out_size;
+  for (int64_t m = begin; m < (end < task.rows ? end : task.rows); ++m) {
+    const char* out = o.out + ((task.m + m) * o.out_stride + group.n) * o.out_size;
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(out + at, 1, 3);
   }
 }
 

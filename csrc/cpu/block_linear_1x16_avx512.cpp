@@ -100,6 +100,7 @@ void block_1x16_avx512(const BlockTask& t) {
       const char* x = t.x + p * t.panel_bytes;
       const int outputs = int(g.row_end - g.row);
       const int now = panels - p >= 4 ? 4 : panels - p >= 2 ? 2 : 1;
+      prefetch_group(t, g, p, now);
       if (now == 4) walk<4>(columns, outputs, x, t.panel_bytes, sums);
       else if (now == 2) walk<2>(columns, outputs, x, t.panel_bytes, sums);
       else walk<1>(columns, outputs, x, t.panel_bytes, sums);

@@ -8,6 +8,7 @@
 
 #include "cpu/block_linear.h"
 #include "cpu/isa.h"
+#include "cpu/sparse_store_bf16.h"
 
 namespace trimtab {
 namespace {
@@ -141,6 +142,18 @@ void panels(const Walk& walk, const BlockGroup& g, const char* x, uint32_t* sums
   }
 }
 
+// store_group, by pairs of outputs where they fit.
+void store_pairs(const BlockTask& t, const BlockGroup& g, int64_t panel, int count,
+                 const uint32_t* sums) {
+  if (!t.pairs || g.cols % 32 != 0) return store_group(t, g, panel, count, sums, kPanelSums);
+  for (int p = 0; p < count; ++p, sums += kPanelSums) {
+    const int64_t m = (panel + p) * kSparseM, left = t.rows - m;
+    for (int n = 0; n < g.cols; n += 32)
+      store_bf16_pairs(*t.out, reinterpret_cast<const float*>(sums) + n * kSparseM, kSparseM,
+                       t.m + m, int(left < kSparseM ? left : kSparseM), g.n + n);
+  }
+}
+
 template <bool kInt8>
 void run(const BlockTask& t) {
   const Walk walk(t);
@@ -151,10 +164,11 @@ void run(const BlockTask& t) {
     for (int64_t p = 0; p < count;) {
       const char* x = t.x + p * t.panel_bytes;
       const int now = count - p >= 4 ? 4 : count - p >= 2 ? 2 : 1;
+      prefetch_group(t, g, p, now);
       if (now == 4) panels<kInt8, 4>(walk, g, x, sums);
       else if (now == 2) panels<kInt8, 2>(walk, g, x, sums);
       else panels<kInt8, 1>(walk, g, x, sums);
-      store_group(t, g, p, now, sums, kPanelSums);
+      store_pairs(t, g, p, now, sums);
       p += now;
     }
   });
