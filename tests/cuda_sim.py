@@ -185,6 +185,19 @@ def stride(x: Tensor) -> int:
     return x.stride(0) if x.shape[0] > 1 else max(x.stride(0), x.shape[1])
 
 
+class Sparse24Weight(ctypes.Structure):
+    """tt_sparse24_weight of csrc/include/trimtab/sparse24_linear.h."""
+
+    _fields_ = (
+        ("values", ctypes.c_void_p),
+        ("row_bytes", ctypes.c_int64),
+        ("dtype", ctypes.c_int),
+        ("metadata", ctypes.c_void_p),
+        ("N", ctypes.c_int64),
+        ("K", ctypes.c_int64),
+    )
+
+
 class Simulator:
     """Calls of the kernels as on a GPU of that architecture; every launch is another shuffle.
 
@@ -201,7 +214,9 @@ class Simulator:
     ) -> None:
         self._library = ctypes.CDLL(str(library or build()))
         self._library.tt_last_error.restype = ctypes.c_char_p
-        for name in ("tt_int8_mm_cuda_workspace", "tt_int8_linear_cuda_workspace"):
+        for name in (
+            f"tt_{op}_cuda_workspace" for op in ("int8_mm", "int8_linear", "sparse24_linear")
+        ):
             if hasattr(self._library, name):
                 getattr(self._library, name).restype = ctypes.c_int64
         self._library.simt_launches.restype = ctypes.c_int64
@@ -240,8 +255,8 @@ class Simulator:
             return ctypes.c_int64(argument)
         return argument
 
-    def _workspace(self, function: str, M: int, N: int, K: int) -> Tensor | None:
-        size = getattr(self._library, function)(*map(ctypes.c_int64, (M, N, K)))
+    def _workspace(self, function: str, *sizes: int | torch.dtype) -> Tensor | None:
+        size = getattr(self._library, function)(*map(self._convert, sizes))
         if size == 0:
             return None
         whole = garbage(size + 256, dtype=torch.int8)
@@ -250,14 +265,14 @@ class Simulator:
 
     @staticmethod
     def _epilogue(
-        scale: Tensor,
+        scale: Tensor | None,
         bias: Tensor | None,
         activation: int,
         out: Tensor,
         out_scale: Tensor | None = None,
     ) -> Epilogue:
         return Epilogue(
-            scale.data_ptr(),
+            scale.data_ptr() if scale is not None else None,
             bias.data_ptr() if bias is not None else None,
             DTYPES[bias.dtype] if bias is not None else 0,
             activation,
@@ -382,6 +397,36 @@ class Simulator:
         )
         return out.reshape(*x.shape[:-1], N)
 
+    def sparse24_linear(
+        self,
+        x: Tensor,
+        values: Tensor,
+        metadata: Tensor,
+        weight_scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        activation: int = 0,
+    ) -> Tensor:
+        x2 = rows(x)
+        (M, K), N = x2.shape, values.shape[0]
+        out = garbage(M, N, dtype=x.dtype)
+        epilogue = self._epilogue(weight_scale, bias, activation, out)
+        weight = Sparse24Weight(
+            values.data_ptr(),
+            values.stride(0) * values.element_size(),
+            DTYPES[values.dtype],
+            metadata.data_ptr(),
+            N,
+            K,
+        )
+        space = self._workspace("tt_sparse24_linear_cuda_workspace", M, K, values.dtype)
+        operands = (x2, x2.dtype, stride(x2), M, ctypes.byref(weight))
+        self.call(
+            *("tt_sparse24_linear_cuda", *operands, ctypes.byref(epilogue), space, None),
+            reads=[x2, values, metadata, weight_scale, bias],
+            writes=[out, space],
+        )
+        return out.reshape(*x.shape[:-1], N)
+
     def optim_step_table(self, call: ctypes.Structure) -> tuple[Tensor, Tensor]:
         """(table, workspace) for steps of that tt_optim_call; the workspace as garbage."""
         sizes = (ctypes.c_int64 * 2)()
@@ -440,7 +485,7 @@ def as_cpu(sim: Simulator) -> Iterator[None]:
         **{f"{op}.out": into_codes(getattr(sim, op)) for op in quantizers},
         **{
             f"{op}{overload}": getattr(sim, op)
-            for op in ("int8_mm", "int8_linear", "int8_weight_mm")
+            for op in ("int8_mm", "int8_linear", "int8_weight_mm", "sparse24_linear")
             for overload in ("", ".inference")
             if (op, overload) != ("int8_mm", ".inference")
         },

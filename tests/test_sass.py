@@ -77,6 +77,18 @@ def _tile_shared(m: re.Match[str]) -> int:
     return stages * (M + N) * K
 
 
+def _sparse24_block(m: re.Match[str]) -> tuple[int, int]:
+    """Sparse24Tile<BLOCK_N, BLOCK_M, warps along N, along M, stages, blocks>"""
+    *_, warps_n, warps_m, _, blocks = _numbers(m["tile"])
+    return 32 * warps_n * warps_m, blocks
+
+
+def _sparse24_shared(m: re.Match[str]) -> int:
+    """x 128 bytes a token and step, values 64 a row, metadata 256 for 16 rows"""
+    N, M, _, _, stages, _ = _numbers(m["tile"])
+    return stages * (128 * M + 64 * N + 16 * N)
+
+
 # Most threads a row: kMaxTeam of quantize_rows_kernel's sources.
 TEAMS = {"PlainSource": 1024, "SiluMulSource": 512, "RmsNormSource": 256}
 
@@ -104,6 +116,23 @@ KERNELS = (
             r"STG\.E\.128",
         ),
         shared=_tile_shared,
+    ),
+    Kernel(
+        r"sparse24_mm_sm80<Sparse24Tile<(?P<tile>[\d, ]+)>, (?P<type>signed char|bf16|fp16), "
+        r"(?P<aligned>true|false)>",
+        block=_sparse24_block,
+        opcodes=lambda m: (
+            {
+                "signed char": r"IMMA\.SP\.16864\.S8\.S8",
+                "bf16": r"HMMA\.SP\.16832\.F32\.BF16",
+                "fp16": r"HMMA\.SP\.16832\.F32$",
+            }[m["type"]],
+            r"LDSM\.16\.M88\.4",
+            COPY_16,  # of the values and the metadata, whatever x is
+            *([LOAD_16] if m["aligned"] == "false" else []),
+            r"STG\.E\.128",
+        ),
+        shared=_sparse24_shared,
     ),
     # 16 warps a multiprocessor
     Kernel(

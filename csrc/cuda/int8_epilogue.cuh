@@ -14,7 +14,7 @@ namespace trimtab {
 
 struct EpilogueParams {
   const float* a_scale;  // [M]
-  const float* b_scale;  // [N]
+  const float* b_scale;  // [N], or NULL where the sums are floats
   const void* bias;  // [N] of bias_dtype, or NULL
   void* out;  // [M, N] of out_dtype, rows out_stride elements apart
   int64_t out_stride;
@@ -70,7 +70,7 @@ TT_DEVICE ColumnGroup load_columns(const EpilogueParams& e, int n, int step) {
   for (int j = 0; j < kGroup; ++j) {
     const int column = n + j * step;
     const bool inside = column < e.N;
-    columns.scale[j] = inside ? load_global(e.b_scale + column) : 0.0f;
+    columns.scale[j] = inside && e.b_scale != nullptr ? load_global(e.b_scale + column) : 0.0f;
     columns.bias[j] = inside ? load_bias(e, column) : 0.0f;
   }
   return columns;
@@ -102,6 +102,14 @@ TT_DEVICE void finish_group(const EpilogueParams& e, float a_scale, const Column
     t[j] = epilogue<Activation::none>(F32x1(static_cast<float>(sum[j])), F32x1(a_scale),
                                       F32x1(columns.scale[j]), F32x1(columns.bias[j]))
                .v;
+  activate_all(e.activation, t);
+}
+
+// t = act(sum + bias)
+TT_DEVICE void finish_group(const EpilogueParams& e, float, const ColumnGroup& columns,
+                            const float (&sum)[kGroup], float (&t)[kGroup]) {
+#pragma unroll
+  for (int j = 0; j < kGroup; ++j) t[j] = (F32x1(sum[j]) + F32x1(columns.bias[j])).v;
   activate_all(e.activation, t);
 }
 

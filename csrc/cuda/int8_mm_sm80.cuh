@@ -11,8 +11,8 @@
 //   from L2, 128 x 256 tiles ask for 24 bytes a clock, 128 x 128 for 32; it delivers about 47
 //   from shared memory, warps of 64 x 64 ask for 64 bytes a clock of 128
 #pragma once
-#include "cuda/int8_chunk.cuh"
 #include "cuda/int8_epilogue.cuh"
+#include "cuda/tile_copy.cuh"
 
 namespace trimtab {
 
@@ -41,7 +41,7 @@ struct Sm80Tile {
   static constexpr int WARP_M = kM / kWarpsM, WARP_N = kN / kWarpsN;
   static constexpr int kFragmentsM = WARP_M / 16, kFragmentsN = WARP_N / 8;
   static constexpr int kChunks = kK / 16;  // 16-byte chunks of a row
-  static constexpr int kPassRows = kThreads / kChunks;  // rows the block copies at once
+  using Rows = CopiedRows<kThreads, kChunks>;
   static constexpr int kStageBytes = (kM + kN) * kK;
   // Sums on their way to the epilogue: up to 32 rows of a warp at once. 8 more a row: lanes (g, t) write 8
   // bytes at word (g pitch + 2 t), and with pitch % 32 = 8 four rows of them are 32 different banks.
@@ -54,22 +54,11 @@ struct Sm80Tile {
   static_assert(kK == 64 || kK == 128, "the swizzles below");
   static_assert(WARP_M % 16 == 0 && WARP_N % 32 == 0,
                 "whole ldmatrix_x4 of a and b, banks of the slab");
-  static_assert(kM % kPassRows == 0 && kN % kPassRows == 0, "a thread copies whole rows' chunks");
-  static_assert(kM / kPassRows <= 32 && kN / kPassRows <= 32, "their bits fit a word");
-  static_assert(kPassRows % 8 == 0, "a thread's rows share their swizzle");
   static_assert(kSlabWords * 4 * kWarpsM * kWarpsN <= kSharedBytes, "the slabs fit the stages");
   static_assert(kStages >= 3, "a stage computed on, one arriving, one being asked for");
 };
 
 namespace {
-
-// Where chunk c of a row lies: exclusive-or with the row, so that the 8 rows an ldmatrix reads at one chunk,
-// and the 8 chunks that 8 threads of cp.async write, are 8 different groups of 4 banks.
-template <int kChunks>
-TT_DEVICE int swizzled(int row, int chunk) {
-  const int key = kChunks == 8 ? row % 8 : row / 2 % 4;  // 64-byte rows: two share 128 bytes
-  return row * (16 * kChunks) + (chunk ^ key) * 16;
-}
 
 // Tiles in groups of eight rows of tiles, down then right: the blocks that run together share their
 // operands in L2.
@@ -81,62 +70,6 @@ TT_DEVICE void tile_of_block(const Int8MmSm80Params& p, int* tile_m, int* tile_n
   *tile_m = first + within % rows;
   *tile_n = within / rows;
 }
-
-// One thread's share of copying an operand's tiles: the same chunk of every kPassRows-th row.
-template <class Tile, int kRows, bool kAligned>
-struct TileCopy {
-  static constexpr int kPasses = kRows / Tile::kPassRows;
-  const int8_t* from;  // its first row; the others lie below it
-  int64_t pass_stride;
-  uint32_t inside;  // bit i: row i of its share exists
-  int chunk_k;  // where its chunk begins in a row of the tile
-  int to;  // where its first chunk goes within the operand's part of the stage
-
-  TT_DEVICE TileCopy(const int8_t* data, int64_t stride, int64_t first_row, int64_t rows) {
-    const int row = int(threadIdx.x) / Tile::kChunks, chunk = int(threadIdx.x) % Tile::kChunks;
-    from = data + (first_row + row) * stride;
-    pass_stride = Tile::kPassRows * stride;
-    inside = 0;
-#pragma unroll
-    for (int i = 0; i < kPasses; ++i)
-      if (first_row + row + i * Tile::kPassRows < rows) inside |= 1u << i;
-    chunk_k = 16 * chunk;
-    to = swizzled<Tile::kChunks>(row, chunk);
-  }
-
-  // Asks for the tile at byte k of the rows. What lies outside the operand becomes zero.
-  TT_DEVICE void issue(char* stage, int k, int K) const {
-    if constexpr (!kAligned) return copy(stage, k, K);
-    const int left = K - k - chunk_k;
-    const int bytes = left < 0 ? 0 : left > 16 ? 16 : left;
-#pragma unroll
-    for (int i = 0; i < kPasses; ++i)
-      cp_async16(chunk_of(stage, i), from + i * pass_stride + k + chunk_k,
-                 inside >> i & 1 ? bytes : 0);
-  }
-
-  TT_DEVICE char* chunk_of(char* stage, int pass) const {
-    return stage + to + pass * Tile::kPassRows * Tile::BLOCK_K;
-  }
-
-  // The same through registers. Away from both ends of the rows, all loads are on the way together.
-  TT_DEVICE void copy(char* stage, int k, int K) const {
-    Bytes16 chunk[kPasses];
-    const bool middle = k >= 16 && k + Tile::BLOCK_K + 16 <= K;
-    if (middle) {
-#pragma unroll
-      for (int i = 0; i < kPasses; ++i)
-        chunk[i] = inside >> i & 1 ? load_chunk_inside<false>(from + i * pass_stride, k + chunk_k)
-                                   : Bytes16{};
-    } else {
-#pragma unroll
-      for (int i = 0; i < kPasses; ++i)
-        chunk[i] = load_chunk<false>(from + i * pass_stride, k + chunk_k, inside >> i & 1 ? K : 0);
-    }
-#pragma unroll
-    for (int i = 0; i < kPasses; ++i) *reinterpret_cast<Bytes16*>(chunk_of(stage, i)) = chunk[i];
-  }
-};
 
 template <class Tile>
 using Sm80Sums = int32_t[Tile::kFragmentsM][Tile::kFragmentsN][4];
@@ -182,9 +115,9 @@ TT_DEVICE void sum_slice(const Int8MmSm80Params& p, int tile_m, int tile_n, char
   constexpr int kStages = Tile::kStages, kSteps32 = Tile::BLOCK_K / 32;
   const int warp_m = int(threadIdx.x) / 32 % Tile::kWarpsM;
   const int warp_n = int(threadIdx.x) / 32 / Tile::kWarpsM;
-  const TileCopy<Tile, Tile::BLOCK_M, kAligned> copy_a(
+  const TileCopy<typename Tile::Rows, Tile::BLOCK_M, kAligned> copy_a(
       p.a, p.a_stride, int64_t(tile_m) * Tile::BLOCK_M, p.epilogue.M);
-  const TileCopy<Tile, Tile::BLOCK_N, kAligned> copy_b(
+  const TileCopy<typename Tile::Rows, Tile::BLOCK_N, kAligned> copy_b(
       p.b, p.b_stride, int64_t(tile_n) * Tile::BLOCK_N, p.epilogue.N);
   const int first_k = int(blockIdx.y) * p.steps_a_split * Tile::BLOCK_K;
   const int left = (p.K - first_k + Tile::BLOCK_K - 1) / Tile::BLOCK_K;

@@ -138,6 +138,40 @@ TT_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// d[16 x 8] += a[16 x 32] b[8 x 32]^T where a keeps two of every four adjacent elements of a row: a warp hands
+// over the kept ones as mma_bf16's a [16 x 16], and their positions, four bits a group of four (the lower
+// position in the lower two bits). Lane l = 4 g + t holds
+//   b[0..3]: k 2t, 2t + 1 of row g of b, plus 0, 8, 16 and 24
+//   e, where t / 2 = kSelect: groups of columns 16 (t % 2) .. + 15; of row g, above them those of row g + 8
+//   d[0..3]: as mma_s8
+// "ordered": the lower position comes first, else the result is undefined.
+#define TT_MMA_SP_16(name, type)                                                                   \
+  template <int kSelect>                                                                           \
+  TT_DEVICE void name(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[4], uint32_t e) { \
+    asm volatile("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32." type "." type       \
+                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, " \
+                 "%12, %13;"                                                                       \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                  \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]),    \
+                   "r"(b[3]), "r"(e), "n"(kSelect));                                               \
+  }
+TT_MMA_SP_16(mma_sp_bf16, "bf16")
+TT_MMA_SP_16(mma_sp_fp16, "f16")
+
+// The same in int8 with int32 sums, d[16 x 8] += a[16 x 64] b[8 x 64]^T: the kept ones are mma_s8's a
+// [16 x 32];
+//   b[0..3]: bytes 4t.. of row g of b, plus 0, 16, 32 and 48
+//   e: of row g + 8 (t % 2), the groups of columns 32 (t / 2) .. + 31
+TT_DEVICE void mma_sp_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[4],
+                         uint32_t e) {
+  asm volatile(
+      "mma.sp::ordered_metadata.sync.aligned.m16n8k64.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, "
+      "{%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, 0;"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]),
+        "r"(e));
+}
+
 // Barrier `id` (1 to 15; 0 is __syncthreads) of `threads` threads, a multiple of 32.
 TT_DEVICE void named_barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");

@@ -21,7 +21,8 @@ tt_bitmap bitmap_of(const Tensor& values, const Tensor& bitmap, const Tensor& ro
   check_tensor(kOp, "row_start", row_start, ScalarType::Long, 1);
   TT_CHECK(row_start.numel() == N + 1 && row_start.is_contiguous(), kOp,
            ": expected a contiguous row_start [N + 1=", N + 1, "], got ", describe(row_start));
-  TT_CHECK(values.dim() == 1, kOp, ": expected values [kept], got ", describe(values));
+  TT_CHECK(values.dim() == 1 && values.is_contiguous(), kOp,
+           ": expected contiguous values [kept], got ", describe(values));
   return {values.const_data_ptr(), dtype, static_cast<const uint8_t*>(bitmap.const_data_ptr()),
           static_cast<const int64_t*>(row_start.const_data_ptr()), values.numel()};
 }

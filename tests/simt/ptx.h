@@ -228,4 +228,5 @@ TT_DEVICE void named_barrier_arrive(int id, int threads, SIMT_WHERE) {
 }  // namespace
 }  // namespace trimtab
 
+#include "simt/mma_sparse.h"
 #include "simt/sm90.h"

@@ -16,6 +16,7 @@ from .quantize_int8 import quantize_int8
 from .rms_norm_quantize_int8 import rms_norm_quantize_int8
 from .silu_mul_quantize_int8 import silu_mul_quantize_int8
 from .sparse24_compress import sparse24_compress, sparse24_unpack
+from .sparse24_linear import sparse24_linear, sparse24_metadata
 
 library.implement_in_triton()
 backend.check_forced()
@@ -53,4 +54,6 @@ __all__ = [
     "silu_mul_quantize_int8",
     "sparse24_compress",
     "sparse24_unpack",
+    "sparse24_linear",
+    "sparse24_metadata",
 ]
