@@ -205,22 +205,45 @@ def int8_linear_overhead(rows: Rows) -> str:
 
 
 def optim(rows: Rows) -> str:
-    """Times of the models, then the speed by size in a few steps."""
+    """Times of the bars' models, of small states and of the other rules; then the speed by size."""
     timed: dict[tuple[str, str], dict[str, float]] = {}
     for row in rows:
-        if row["x_name"] == "model":
+        if row["x_name"] == "model" and row["mode"] != "absent":
             timed.setdefault((row["mode"], row["x_value"]), {})[row["provider"]] = us(row)
+    bars = {case for case, model in timed if model == "2000x64"}
+    small = {case for (case, _), times in timed.items() if "torch fused fp32" in times}
+    text = "".join(
+        f"{title}:\n\n{optim_steps({key: t for key, t in timed.items() if key[0] in cases})}\n"
+        for title, cases in (
+            ("Large models, many tensors, many groups", bars),
+            ("Less memory", small),
+            ("Other rules", {case for case, _ in timed} - bars - small),
+        )
+        if cases
+    )
+    absent = {row["provider"]: extra(row)["reason"] for row in rows if row["mode"] == "absent"}
+    if absent:
+        reasons = "; ".join(f"{name} ({reason})" for name, reason in absent.items())
+        text += f"Not measured: {reasons}.\n\n"
+    return text + optim_sizes(rows)
+
+
+def optim_steps(timed: dict[tuple[str, str], dict[str, float]]) -> str:
+    """A row a step; how many times longer each other takes."""
+    names = dict.fromkeys(name for times in timed.values() for name in times)
+    peers = [name for name in names if name not in ("trimtab", "streaming loop")]
     body = []
     for (case, model), times in timed.items():
-        ours = times["trimtab"]
-        loop = times.get("streaming loop")
+        ours, loop = times["trimtab"], times.get("streaming loop")
         cells = [case, model, f"{ours:.0f}", f"{100 * loop / ours:.0f} %" if loop else ""]
-        for name in ("fused", "foreach", "single"):
-            ratio = times[f"torch {name}"] / ours
-            cells.append(f"{ratio:.2f}" if ratio >= 1 else f"**{ratio:.2f}**")
+        ratios = [times[name] / ours if name in times else None for name in peers]
+        cells += ["" if r is None else f"{r:.2f}" if r >= 1 else f"**{r:.2f}**" for r in ratios]
         body.append(cells)
-    head = ["step", "tensors", "µs", "of a streaming loop", "× torch fused", "× foreach"]
-    text = markdown(head + ["× for-loop"], body) if body else ""
+    head = ["step", "tensors", "µs", "of a streaming loop", *(f"× {name}" for name in peers)]
+    return markdown(head, body)
+
+
+def optim_sizes(rows: Rows) -> str:
     speeds: dict[int, dict[str, float]] = {}
     for row in rows:
         if row["x_name"] == "parameters":
@@ -230,11 +253,12 @@ def optim(rows: Rows) -> str:
         [f"{size:,}", *(f"{found[name]:.2f}" for name in names)]
         for size, found in sorted(speeds.items())
     ]
-    if body:
-        text += "\nGB/s of AdamW fp32 by parameters, in 16 tensors:\n\n"
-        text += markdown(["parameters", *names], body)
-        for plot in sorted(RESULTS.glob("*-optim-sizes.svg")):
-            text += f"\n![GB/s by parameters](benchmarks/results/{plot.name})\n"
+    if not body:
+        return ""
+    text = "GB/s of AdamW fp32 by parameters, in 16 tensors:\n\n"
+    text += markdown(["parameters", *names], body)
+    for plot in sorted(RESULTS.glob("*-optim-sizes.svg")):
+        text += f"\n![GB/s by parameters](benchmarks/results/{plot.name})\n"
     return text
 
 
