@@ -8,29 +8,46 @@ namespace trimtab {
 
 // One block of the product: columns [n_begin, n_end) by all row panels of a pass, over all of K.
 struct BitmapBlock {
-  const void* x;  // first panel
-  int64_t panel_bytes;
+  const void* x;  // first panel; for BitmapKernel::plain, first row
+  int64_t panel_bytes;  // of a panel or row
   int64_t rows;  // of x in these panels
   tt_bitmap weight;
   int64_t row_bytes;  // of weight.bits
   int64_t K, n_begin, n_end;  // n_begin a multiple of kSparseTileN
 };
 
-// Sums of columns [n, n + cols) and panel p's rows go to `store`.
-using BitmapBlockFn = void (*)(const BitmapBlock& block, const SparseOutput& output);
+// False: no memory for scratch.
+using BitmapBlockFn = bool (*)(const BitmapBlock& block, const SparseOutput& output);
+
+constexpr int kBitmapDotRows = 8;  // of x that the kernels of dot products take
 
 struct BitmapKernel {
   PanelCell cell;
   BitmapBlockFn block;
+  // Multiplies zeros where nothing is kept, which Inf and NaN in float x would make NaN.
+  bool dense = false;
+  // Panels of one pass; more rows are done in several passes.
+  int64_t max_panel_bytes = int64_t(16) << 20;
+  // x as fp32 rows, zeros up to a multiple of 64, and not as panels; at most kBitmapDotRows.
+  bool plain = false;
 };
 
-// The row of the table for weights of that dtype and M rows of x.
-BitmapKernel bitmap_kernel(tt_isa isa, tt_dtype dtype, int64_t M);
+// The row of the table for weights of that dtype and M rows of x; finite: x has neither Inf nor NaN.
+BitmapKernel bitmap_kernel(tt_isa isa, tt_dtype dtype, int64_t M, int64_t K, bool finite);
 
 // Defined in bitmap_linear_<isa>.cpp.
-void bitmap_block_f32_scalar(const BitmapBlock&, const SparseOutput&);
-void bitmap_block_bf16_scalar(const BitmapBlock&, const SparseOutput&);
-void bitmap_block_f16_scalar(const BitmapBlock&, const SparseOutput&);
-void bitmap_block_int8_scalar(const BitmapBlock&, const SparseOutput&);
+bool bitmap_block_f32_scalar(const BitmapBlock&, const SparseOutput&);
+bool bitmap_block_bf16_scalar(const BitmapBlock&, const SparseOutput&);
+bool bitmap_block_f16_scalar(const BitmapBlock&, const SparseOutput&);
+bool bitmap_block_int8_scalar(const BitmapBlock&, const SparseOutput&);
+bool bitmap_block_f32_avx2(const BitmapBlock&, const SparseOutput&);
+bool bitmap_block_bf16_avx2(const BitmapBlock&, const SparseOutput&);
+bool bitmap_block_f16_avx2(const BitmapBlock&, const SparseOutput&);
+bool bitmap_dots_f32_avx512(const BitmapBlock&, const SparseOutput&);
+bool bitmap_block_f32_avx512(const BitmapBlock&, const SparseOutput&);
+bool bitmap_block_bf16_avx512(const BitmapBlock&, const SparseOutput&);
+bool bitmap_block_f16_avx512(const BitmapBlock&, const SparseOutput&);
+bool bitmap_block_bf16_amx(const BitmapBlock&, const SparseOutput&);
+bool bitmap_block_int8_amx(const BitmapBlock&, const SparseOutput&);
 
 }  // namespace trimtab

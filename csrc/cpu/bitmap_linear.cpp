@@ -2,6 +2,8 @@
 #include <trimtab/bitmap_linear.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cstring>
 
 #include "cpu/bitmap_kernels.h"
 #include "cpu/int8_product.h"
@@ -13,20 +15,30 @@
 
 namespace trimtab {
 
-BitmapKernel bitmap_kernel(tt_isa, tt_dtype dtype, int64_t) {
-  switch (dtype) {
-    case TT_BF16: return {PanelCell::kF32, bitmap_block_bf16_scalar};
-    case TT_F16: return {PanelCell::kF32, bitmap_block_f16_scalar};
-    case TT_I8: return {PanelCell::kInt8, bitmap_block_int8_scalar};
-    default: return {PanelCell::kF32, bitmap_block_f32_scalar};
+BitmapKernel bitmap_kernel(tt_isa isa, tt_dtype dtype, int64_t M, int64_t K, bool finite) {
+  // Panels of x that stay in a 2 MiB L2, since every 32 rows of the weight pass over all of them.
+  constexpr int64_t kInL2 = 1280 << 10;
+  if (isa == TT_ISA_AMX && has_avx512_vbmi2() && K > 0) {
+    if (dtype == TT_BF16 && has_amx_bf16() && finite)
+      return {PanelCell::kBf16, bitmap_block_bf16_amx, true, kInL2};
+    if (dtype == TT_I8) return {PanelCell::kInt8, bitmap_block_int8_amx, true, kInL2};
   }
+  if (dtype == TT_I8) return {PanelCell::kInt8, bitmap_block_int8_scalar};
+  if (dtype == TT_F32 && isa >= TT_ISA_AVX512 && M <= kBitmapDotRows && finite)
+    return {PanelCell::kF32, bitmap_dots_f32_avx512, true, kInL2, true};
+  // By dtype, then scalar, AVX2, AVX-512.
+  constexpr BitmapBlockFn kBlocks[3][3] = {
+      {bitmap_block_f32_scalar, bitmap_block_f32_avx2, bitmap_block_f32_avx512},
+      {bitmap_block_bf16_scalar, bitmap_block_bf16_avx2, bitmap_block_bf16_avx512},
+      {bitmap_block_f16_scalar, bitmap_block_f16_avx2, bitmap_block_f16_avx512},
+  };
+  const int column = isa >= TT_ISA_AVX512 ? 2 : isa == TT_ISA_SCALAR ? 0 : 1;
+  return {PanelCell::kF32, kBlocks[dtype == TT_F32 ? 0 : dtype == TT_BF16 ? 1 : 2][column]};
 }
 
 namespace {
 
 constexpr const char* kOp = "bitmap_linear";
-// Panels of one pass; more rows are done in several passes, so scratch stays bounded.
-constexpr int64_t kMaxPanelBytes = int64_t(16) << 20;
 
 struct Pass {
   const char* x;  // first row
@@ -38,6 +50,15 @@ struct Pass {
   float* a_scale;
 };
 
+// One row of x, widened, with zeros up to a multiple of 64.
+void fill_plain(Pass& pass) {
+  float* to = static_cast<float*>(const_cast<void*>(pass.block.x));
+  for (int64_t m = 0; m < pass.block.rows; ++m, to += pass.block.panel_bytes / 4) {
+    std::memcpy(to, pass.x + m * pass.row_bytes, size_t(pass.block.K) * 4);
+    std::memset(to + pass.block.K, 0, size_t(pass.block.panel_bytes - pass.block.K * 4));
+  }
+}
+
 void fill(Pass& pass, int64_t panel) {
   const int64_t m = panel * kSparseM;
   char* to = static_cast<char*>(const_cast<void*>(pass.block.x)) + panel * pass.block.panel_bytes;
@@ -46,8 +67,11 @@ void fill(Pass& pass, int64_t panel) {
                           pass.kernel.cell, to, pass.a_scale + m);
 }
 
-void run_pass(Pass& pass, int64_t N, const tt_parallel& pool, int threads) {
+bool run_pass(Pass& pass, int64_t N, const tt_parallel& pool, int threads) {
   const int64_t panels = (pass.block.rows + kSparseM - 1) / kSparseM;
+  if (pass.kernel.plain) {
+    fill_plain(pass);
+  } else
   // Below this the fill costs less than a second parallel region.
   if (threads > 1 && panels > 1 && pass.block.rows * pass.block.K > 64 * 1024) {
     parallel_run(pool, panels, [&](int64_t panel) { fill(pass, panel); });
@@ -59,14 +83,16 @@ void run_pass(Pass& pass, int64_t N, const tt_parallel& pool, int threads) {
   const int64_t n_a_task = round_up((N + wanted - 1) / wanted, kSparseTileN);
   const int64_t tasks = (N + n_a_task - 1) / n_a_task;
   Shares shares(tasks, threads);
+  std::atomic<bool> done{true};
   parallel_run(pool, shares.count, [&](int64_t thread) {
     BitmapBlock block = pass.block;
     for (int64_t task; (task = shares.take(thread)) >= 0;) {
       block.n_begin = task * n_a_task;
       block.n_end = std::min(block.n_begin + n_a_task, N);
-      pass.kernel.block(block, pass.output);
+      if (!pass.kernel.block(block, pass.output)) done.store(false, std::memory_order_relaxed);
     }
   });
+  return done.load();
 }
 
 // A rough cost in ns decides whether waking threads pays: bytes of bits and values streamed at 10 GB/s, or
@@ -158,10 +184,17 @@ tt_status tt_bitmap_linear(const void* x, tt_dtype x_dtype, int64_t x_stride,
   if (status != TT_OK || M == 0 || N == 0) return status;
 
   Pass pass;
-  pass.kernel = bitmap_kernel(isa, weight->dtype, M);
-  const int64_t steps = std::max<int64_t>(panel_steps(K, pass.kernel.cell), 1);
-  const int64_t panel_bytes = steps * kSparseStepBytes;
-  const int64_t most_rows = std::max<int64_t>(kMaxPanelBytes / panel_bytes * kSparseM, kSparseM);
+  const SparseLanes& lanes = sparse_lanes(isa);
+  pass.kernel = bitmap_kernel(isa, weight->dtype, M, K, true);
+  if (pass.kernel.dense && weight->dtype != TT_I8 && !lanes.finite(x, x_dtype, x_stride, M, K))
+    pass.kernel = bitmap_kernel(isa, weight->dtype, M, K, false);
+  // The kernels of 64 k at once read panels of whole words of bits.
+  const int64_t K_padded = pass.kernel.cell == PanelCell::kF32 ? round_up(K, 64) : K;
+  const int64_t steps = std::max<int64_t>(panel_steps(K_padded, pass.kernel.cell), 1);
+  const int64_t panel_bytes =
+      pass.kernel.plain ? std::max<int64_t>(K_padded, 64) * 4 : steps * kSparseStepBytes;
+  const int64_t most_rows =
+      std::max<int64_t>(pass.kernel.max_panel_bytes / panel_bytes * kSparseM, kSparseM);
   const int64_t pass_rows = round_up(std::min(M, most_rows), kSparseM);
   const bool own_bias = epilogue->bias == nullptr || epilogue->bias_dtype != TT_F32;
   const int64_t x_bytes = pass_rows / kSparseM * panel_bytes, scale_bytes = pass_rows * 4;
@@ -174,7 +207,6 @@ tt_status tt_bitmap_linear(const void* x, tt_dtype x_dtype, int64_t x_stride,
   float* bias = reinterpret_cast<float*>(scratch + x_bytes + scale_bytes);
   if (own_bias) widen_bias(*epilogue, N, bias);
 
-  const SparseLanes& lanes = sparse_lanes(isa);
   const bool int8 = weight->dtype == TT_I8;
   pass.dtype = x_dtype;
   pass.x_stride = x_stride;
@@ -197,7 +229,8 @@ tt_status tt_bitmap_linear(const void* x, tt_dtype x_dtype, int64_t x_stride,
     pass.block.rows = std::min(pass_rows, M - m);
     pass.output.out =
         static_cast<char*>(epilogue->out) + m * epilogue->out_stride * pass.output.out_size;
-    run_pass(pass, N, pool, many ? pool.threads : 1);
+    if (!run_pass(pass, N, pool, many ? pool.threads : 1))
+      return set_error(TT_OUT_OF_MEMORY, "%s: no memory for scratch in a thread", kOp);
   }
   return TT_OK;
 }

@@ -37,7 +37,7 @@ void row_times_panel(const uint8_t* bits, int64_t row_bytes, const Value* values
 }
 
 template <class Sum, class Cell, class Value>
-void block(const BitmapBlock& s, const SparseOutput& output) {
+bool block(const BitmapBlock& s, const SparseOutput& output) {
   Sum sums[kSparseTileN * kSparseM] = {};
   for (int64_t n = s.n_begin; n < s.n_end; n += kSparseTileN) {
     const int cols = int(s.n_end - n < kSparseTileN ? s.n_end - n : kSparseTileN);
@@ -51,21 +51,22 @@ void block(const BitmapBlock& s, const SparseOutput& output) {
       sparse_store(output, sums, kSparseM, m, rows, n, cols);
     }
   }
+  return true;
 }
 
 }  // namespace
 
-void bitmap_block_f32_scalar(const BitmapBlock& s, const SparseOutput& output) {
-  block<float, float, float>(s, output);
+bool bitmap_block_f32_scalar(const BitmapBlock& s, const SparseOutput& output) {
+  return block<float, float, float>(s, output);
 }
-void bitmap_block_bf16_scalar(const BitmapBlock& s, const SparseOutput& output) {
-  block<float, float, bf16>(s, output);
+bool bitmap_block_bf16_scalar(const BitmapBlock& s, const SparseOutput& output) {
+  return block<float, float, bf16>(s, output);
 }
-void bitmap_block_f16_scalar(const BitmapBlock& s, const SparseOutput& output) {
-  block<float, float, fp16>(s, output);
+bool bitmap_block_f16_scalar(const BitmapBlock& s, const SparseOutput& output) {
+  return block<float, float, fp16>(s, output);
 }
-void bitmap_block_int8_scalar(const BitmapBlock& s, const SparseOutput& output) {
-  block<int32_t, int8_t, int8_t>(s, output);
+bool bitmap_block_int8_scalar(const BitmapBlock& s, const SparseOutput& output) {
+  return block<int32_t, int8_t, int8_t>(s, output);
 }
 
 }  // namespace trimtab

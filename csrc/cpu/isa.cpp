@@ -40,7 +40,7 @@ bool request_amx() {
 
 struct Features {
   bool has[kCount] = {true, false, false, false, false};
-  bool amx_bf16 = false;
+  bool amx_bf16 = false, vbmi2 = false;
   Features() {
     const CpuId one(1, 0), seven(7, 0), seven_one(7, 1);
     if (!bits(one.ecx, bit_OSXSAVE)) return;
@@ -56,6 +56,7 @@ struct Features {
     const unsigned amx = (1u << 24) | (1u << 25);  // AMX-TILE, AMX-INT8
     has[TT_ISA_AMX] = has[TT_ISA_AVX512] && tiles && bits(seven.edx, amx) && request_amx();
     amx_bf16 = has[TT_ISA_AMX] && bits(seven.edx, 1u << 22);
+    vbmi2 = has[TT_ISA_AVX512] && bits(seven.ecx, 1u << 6);
   }
 };
 
@@ -95,6 +96,8 @@ std::atomic<int> chosen{-1};  // -1: not read yet
 }  // namespace
 
 bool has_amx_bf16() { return features().amx_bf16; }
+
+bool has_avx512_vbmi2() { return features().vbmi2; }
 
 tt_status current_isa(tt_isa* isa) {
   int now = chosen.load(std::memory_order_relaxed);

@@ -10,4 +10,7 @@ tt_status current_isa(tt_isa* isa);
 // AMX-BF16 beside AMX-INT8: every CPU so far that has one has both.
 bool has_amx_bf16();
 
+// AVX512-VBMI2 (vpexpandw, vpexpandb) beside what TT_ISA_AVX512 asks for.
+bool has_avx512_vbmi2();
+
 }  // namespace trimtab

@@ -36,6 +36,8 @@ struct SparseLanes {
   // scale [rows]: the rows' scales, for int8 cells; else NULL
   void (*fill)(const void* x, tt_dtype dtype, int64_t x_stride, int rows, int64_t K, PanelCell cell,
                void* panel, float* scale);
+  // Whether x [rows, K] holds neither NaN nor Inf.
+  bool (*finite)(const void* x, tt_dtype dtype, int64_t x_stride, int64_t rows, int64_t K);
   // 16 x 16 dwords, rows `stride` dwords apart
   void (*transpose)(const void* from, int64_t from_stride, void* to, int64_t to_stride);
   EpilogueFn (*int8_epilogue)(tt_activation activation, tt_dtype out_dtype);

@@ -95,6 +95,23 @@ void fill_sparse_panel(const void* x, tt_dtype dtype, int64_t x_stride, int rows
   }
 }
 
+template <class V, class T>
+bool all_finite(const T* x, int64_t x_stride, int64_t rows, int64_t K) {
+  bool finite = true;
+  for (int64_t row = 0; row < rows && finite; ++row)
+    finite = float_bits(row_absmax<V>(x + row * x_stride, K)) < 0x7f800000u;
+  return finite;
+}
+
+template <class V>
+bool all_finite(const void* x, tt_dtype dtype, int64_t x_stride, int64_t rows, int64_t K) {
+  switch (dtype) {
+    case TT_BF16: return all_finite<V>(static_cast<const bf16*>(x), x_stride, rows, K);
+    case TT_F16: return all_finite<V>(static_cast<const fp16*>(x), x_stride, rows, K);
+    default: return all_finite<V>(static_cast<const float*>(x), x_stride, rows, K);
+  }
+}
+
 inline void transpose_dwords(const void* from, int64_t from_stride, void* to, int64_t to_stride) {
   transpose_16x16(static_cast<const uint32_t*>(from), from_stride, static_cast<uint32_t*>(to),
                   to_stride);

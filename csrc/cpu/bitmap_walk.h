@@ -1,0 +1,101 @@
+// Float weights one by one: w broadcast times 16 m of each of up to four panels of x, for the kept k alone.
+// On any vector type V; internal linkage: included once an instruction set.
+//
+//   for 64 k, a word of bits:  for 64 rows n:  sums[n][panel][16] += w * panel[k][16]  for every bit k
+//
+//   Per kept weight: one load and one fma a vector, two a cycle, and some six instructions to find k and w.
+//   Four panels of 64 k (16 KiB) and the sums of 64 rows (16 KiB) stay in L1. A panel's lines come from L2
+//   once for 64 rows; with more panels at once there would be room for fewer rows, and they would come more
+//   often.
+#pragma once
+#include <cstring>
+
+#include "cpu/bitmap_kernels.h"
+#include "math/dtypes.h"
+
+namespace trimtab {
+namespace {
+
+constexpr int kWalkPanels = 4;
+
+// The values of one word of bits as floats: in place, or widened into `to` [64].
+template <class V>
+TT_INLINE const float* widened(const float* values, int, float*) {
+  return values;
+}
+template <class V, class T>
+TT_INLINE const float* widened(const T* values, int count, float* to) {
+  int i = 0;
+  for (; i + V::lanes <= count; i += V::lanes) V::load(values + i).store(to + i);
+  if (i < count) V::load_n(values + i, count - i).store(to + i);
+  return to;
+}
+
+// sums [kPanels][16] += the kept weights of one word times x [kPanels], each at the word's first k
+template <class V, int kPanels>
+TT_INLINE void walk_word(uint64_t word, const float* w, const float* x, int64_t x_panel,
+                         float* sums) {
+  constexpr int kVectors = kSparseM / V::lanes;
+  V sum[kPanels][kVectors];
+  for (int p = 0; p < kPanels; ++p)
+    for (int v = 0; v < kVectors; ++v)
+      sum[p][v] = V::load(sums + p * kSparseM + v * V::lanes);
+  for (; word != 0; word &= word - 1, ++w) {
+    const float* at = x + __builtin_ctzll(word) * kSparseM;
+    const V weight(*w);
+    for (int p = 0; p < kPanels; ++p)
+      for (int v = 0; v < kVectors; ++v)
+        sum[p][v] = fma(weight, V::load(at + p * x_panel + v * V::lanes), sum[p][v]);
+  }
+  for (int p = 0; p < kPanels; ++p)
+    for (int v = 0; v < kVectors; ++v)
+      sum[p][v].store(sums + p * kSparseM + v * V::lanes);
+}
+
+// `cols` rows of the weight from n on, times kPanels panels -> sums [cols][kPanels][16]
+template <class V, class Value, int kPanels>
+void walk(const BitmapBlock& s, int64_t n, int cols, const float* x, float* sums) {
+  const Value* next[kSparseTileN];
+  for (int col = 0; col < cols; ++col)
+    next[col] = static_cast<const Value*>(s.weight.values) + s.weight.row_start[n + col];
+  std::memset(sums, 0, size_t(cols) * kPanels * kSparseM * 4);
+  const int64_t x_panel = s.panel_bytes / 4;
+  float buffer[64];
+  for (int64_t word_at = 0; word_at < s.row_bytes; word_at += 8, x += 64 * kSparseM) {
+    const uint8_t* bits = s.weight.bits + n * s.row_bytes + word_at;
+    for (int col = 0; col < cols; ++col, bits += s.row_bytes) {
+      uint64_t word;
+      std::memcpy(&word, bits, 8);
+      const int count = __builtin_popcountll(word);
+      walk_word<V, kPanels>(word, widened<V>(next[col], count, buffer), x, x_panel,
+                            sums + col * kPanels * kSparseM);
+      next[col] += count;
+    }
+  }
+}
+
+template <class V, class Value>
+bool walk_block(const BitmapBlock& s, const SparseOutput& output) {
+  using Walk = void (*)(const BitmapBlock&, int64_t, int, const float*, float*);
+  constexpr Walk kWalks[kWalkPanels] = {walk<V, Value, 1>, walk<V, Value, 2>, walk<V, Value, 3>,
+                                        walk<V, Value, 4>};
+  alignas(64) float sums[kSparseTileN * kWalkPanels * kSparseM];
+  const int64_t panels = (s.rows + kSparseM - 1) / kSparseM;
+  for (int64_t n = s.n_begin; n < s.n_end; n += kSparseTileN) {
+    const int cols = int(s.n_end - n < kSparseTileN ? s.n_end - n : kSparseTileN);
+    for (int64_t p = 0; p < panels; p += kWalkPanels) {
+      const int group = int(panels - p < kWalkPanels ? panels - p : kWalkPanels);
+      const float* x = static_cast<const float*>(s.x) + p * s.panel_bytes / 4;
+      kWalks[group - 1](s, n, cols, x, sums);
+      for (int i = 0; i < group; ++i) {
+        const int64_t m = (p + i) * kSparseM;
+        const int rows = int(s.rows - m < kSparseM ? s.rows - m : kSparseM);
+        sparse_store(output, sums + i * kSparseM, group * kSparseM, m, rows, n, cols);
+      }
+    }
+  }
+  return true;
+}
+
+}  // namespace
+}  // namespace trimtab
