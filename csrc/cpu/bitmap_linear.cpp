@@ -72,12 +72,12 @@ bool run_pass(Pass& pass, int64_t N, const tt_parallel& pool, int threads) {
   if (pass.kernel.plain) {
     fill_plain(pass);
   } else
-  // Below this the fill costs less than a second parallel region.
-  if (threads > 1 && panels > 1 && pass.block.rows * pass.block.K > 64 * 1024) {
-    parallel_run(pool, panels, [&](int64_t panel) { fill(pass, panel); });
-  } else {
-    for (int64_t panel = 0; panel < panels; ++panel) fill(pass, panel);
-  }
+    // Below this the fill costs less than a second parallel region.
+    if (threads > 1 && panels > 1 && pass.block.rows * pass.block.K > 64 * 1024) {
+      parallel_run(pool, panels, [&](int64_t panel) { fill(pass, panel); });
+    } else {
+      for (int64_t panel = 0; panel < panels; ++panel) fill(pass, panel);
+    }
   // Several tasks a thread, so that a late one can be caught up with.
   const int64_t wanted = threads == 1 ? 1 : 8 * threads;
   const int64_t n_a_task = round_up((N + wanted - 1) / wanted, kSparseTileN);
@@ -197,7 +197,8 @@ tt_status tt_bitmap_linear(const void* x, tt_dtype x_dtype, int64_t x_stride,
       std::max<int64_t>(pass.kernel.max_panel_bytes / panel_bytes * kSparseM, kSparseM);
   const int64_t pass_rows = round_up(std::min(M, most_rows), kSparseM);
   const bool own_bias = epilogue->bias == nullptr || epilogue->bias_dtype != TT_F32;
-  const int64_t x_bytes = pass_rows / kSparseM * panel_bytes, scale_bytes = pass_rows * 4;
+  const int64_t x_bytes = (pass.kernel.plain ? pass_rows : pass_rows / kSparseM) * panel_bytes;
+  const int64_t scale_bytes = pass_rows * 4;
   char* scratch =
       static_cast<char*>(thread_scratch(x_bytes + scale_bytes + (own_bias ? N * 4 : 0)));
   if (scratch == nullptr) {

@@ -38,8 +38,7 @@ TT_INLINE void walk_word(uint64_t word, const float* w, const float* x, int64_t 
   constexpr int kVectors = kSparseM / V::lanes;
   V sum[kPanels][kVectors];
   for (int p = 0; p < kPanels; ++p)
-    for (int v = 0; v < kVectors; ++v)
-      sum[p][v] = V::load(sums + p * kSparseM + v * V::lanes);
+    for (int v = 0; v < kVectors; ++v) sum[p][v] = V::load(sums + p * kSparseM + v * V::lanes);
   for (; word != 0; word &= word - 1, ++w) {
     const float* at = x + __builtin_ctzll(word) * kSparseM;
     const V weight(*w);
@@ -48,8 +47,7 @@ TT_INLINE void walk_word(uint64_t word, const float* w, const float* x, int64_t 
         sum[p][v] = fma(weight, V::load(at + p * x_panel + v * V::lanes), sum[p][v]);
   }
   for (int p = 0; p < kPanels; ++p)
-    for (int v = 0; v < kVectors; ++v)
-      sum[p][v].store(sums + p * kSparseM + v * V::lanes);
+    for (int v = 0; v < kVectors; ++v) sum[p][v].store(sums + p * kSparseM + v * V::lanes);
 }
 
 // `cols` rows of the weight from n on, times kPanels panels -> sums [cols][kPanels][16]
