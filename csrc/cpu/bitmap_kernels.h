@@ -35,11 +35,22 @@ struct BitmapKernel {
 // The row of the table for weights of that dtype and M rows of x; finite: x has neither Inf nor NaN.
 BitmapKernel bitmap_kernel(tt_isa isa, tt_dtype dtype, int64_t M, int64_t K, bool finite);
 
+// The kept int8 weights of a word of bits -> to [64], zeros between; returns what follows them.
+using BitmapExpandFn = const int8_t* (*)(uint64_t word, const int8_t* values, int8_t* to);
+const int8_t* bitmap_expand_scalar(uint64_t word, const int8_t* values, int8_t* to);
+const int8_t* bitmap_expand_avx2(uint64_t word, const int8_t* values, int8_t* to);
+const int8_t* bitmap_expand_vbmi2_avx512(uint64_t word, const int8_t* values, int8_t* to);
+
+// The product with int8 weights by the dense product's kernels; arguments have been checked.
+tt_status bitmap_int8_expanded(const char* op, tt_isa isa, const void* x, tt_dtype x_dtype,
+                               int64_t x_stride, const tt_bitmap& weight, int64_t M, int64_t N,
+                               int64_t K, const tt_epilogue& epilogue, const tt_parallel& pool,
+                               int threads);
+
 // Defined in bitmap_linear_<isa>.cpp.
 bool bitmap_block_f32_scalar(const BitmapBlock&, const SparseOutput&);
 bool bitmap_block_bf16_scalar(const BitmapBlock&, const SparseOutput&);
 bool bitmap_block_f16_scalar(const BitmapBlock&, const SparseOutput&);
-bool bitmap_block_int8_scalar(const BitmapBlock&, const SparseOutput&);
 bool bitmap_block_f32_avx2(const BitmapBlock&, const SparseOutput&);
 bool bitmap_block_bf16_avx2(const BitmapBlock&, const SparseOutput&);
 bool bitmap_block_f16_avx2(const BitmapBlock&, const SparseOutput&);

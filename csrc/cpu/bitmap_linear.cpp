@@ -23,7 +23,7 @@ BitmapKernel bitmap_kernel(tt_isa isa, tt_dtype dtype, int64_t M, int64_t K, boo
       return {PanelCell::kBf16, bitmap_block_bf16_amx, true, kInL2};
     if (dtype == TT_I8) return {PanelCell::kInt8, bitmap_block_int8_amx, true, kInL2};
   }
-  if (dtype == TT_I8) return {PanelCell::kInt8, bitmap_block_int8_scalar};
+  if (dtype == TT_I8) return {PanelCell::kInt8, nullptr};  // bitmap_int8_expanded
   if (dtype == TT_F32 && isa >= TT_ISA_AVX512 && M <= kBitmapDotRows && finite)
     return {PanelCell::kF32, bitmap_dots_f32_avx512, true, kInL2, true};
   // By dtype, then scalar, AVX2, AVX-512.
@@ -186,6 +186,13 @@ tt_status tt_bitmap_linear(const void* x, tt_dtype x_dtype, int64_t x_stride,
   Pass pass;
   const SparseLanes& lanes = sparse_lanes(isa);
   pass.kernel = bitmap_kernel(isa, weight->dtype, M, K, true);
+  const tt_parallel pool = pool_or_serial(parallel);
+  const bool many =
+      pool.run != nullptr && worth_threads(isa, *weight, M, N, tt_bitmap_row_bytes(K));
+  const int threads = many ? pool.threads : 1;
+  if (pass.kernel.block == nullptr)
+    return bitmap_int8_expanded(kOp, isa, x, x_dtype, x_stride, *weight, M, N, K, *epilogue, pool,
+                                threads);
   if (pass.kernel.dense && weight->dtype != TT_I8 && !lanes.finite(x, x_dtype, x_stride, M, K))
     pass.kernel = bitmap_kernel(isa, weight->dtype, M, K, false);
   // The kernels of 64 k at once read panels of whole words of bits.
@@ -223,14 +230,12 @@ tt_status tt_bitmap_linear(const void* x, tt_dtype x_dtype, int64_t x_stride,
                  nullptr,
                  epilogue->out_stride,
                  dtype_size(epilogue->out_dtype)};
-  const tt_parallel pool = pool_or_serial(parallel);
-  const bool many = pool.run != nullptr && worth_threads(isa, *weight, M, N, pass.block.row_bytes);
   for (int64_t m = 0; m < M; m += pass_rows) {
     pass.x = static_cast<const char*>(x) + m * pass.row_bytes;
     pass.block.rows = std::min(pass_rows, M - m);
     pass.output.out =
         static_cast<char*>(epilogue->out) + m * epilogue->out_stride * pass.output.out_size;
-    if (!run_pass(pass, N, pool, many ? pool.threads : 1))
+    if (!run_pass(pass, N, pool, threads))
       return set_error(TT_OUT_OF_MEMORY, "%s: no memory for scratch in a thread", kOp);
   }
   return TT_OK;

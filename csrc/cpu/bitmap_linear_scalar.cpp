@@ -11,7 +11,6 @@ namespace {
 inline float value_of(float w) { return w; }
 inline float value_of(bf16 w) { return to_float(w); }
 inline float value_of(fp16 w) { return to_float(w); }
-inline int32_t value_of(int8_t w) { return w; }
 
 // body(k) for every kept k of a row, in rising order
 template <class Body>
@@ -23,22 +22,20 @@ inline void for_each_kept(const uint8_t* bits, int64_t row_bytes, Body&& body) {
   }
 }
 
-// Cell: float, with e = 1 in a dword of the panel, or int8_t with e = 4.
-template <class Sum, class Cell, class Value>
-void row_times_panel(const uint8_t* bits, int64_t row_bytes, const Value* values, const Cell* panel,
-                     Sum* sums) {
-  constexpr int kEach = 4 / int(sizeof(Cell));
+template <class Value>
+void row_times_panel(const uint8_t* bits, int64_t row_bytes, const Value* values,
+                     const float* panel, float* sums) {
   for (int m = 0; m < kSparseM; ++m) sums[m] = 0;
   for_each_kept(bits, row_bytes, [&](int64_t k) {
-    const Cell* x = panel + k / kEach * kSparseM * kEach + k % kEach;
-    const Sum w = value_of(*values++);
-    for (int m = 0; m < kSparseM; ++m) sums[m] += w * x[m * kEach];
+    const float* x = panel + k * kSparseM;
+    const float w = value_of(*values++);
+    for (int m = 0; m < kSparseM; ++m) sums[m] += w * x[m];
   });
 }
 
-template <class Sum, class Cell, class Value>
+template <class Value>
 bool block(const BitmapBlock& s, const SparseOutput& output) {
-  Sum sums[kSparseTileN * kSparseM] = {};
+  float sums[kSparseTileN * kSparseM] = {};
   for (int64_t n = s.n_begin; n < s.n_end; n += kSparseTileN) {
     const int cols = int(s.n_end - n < kSparseTileN ? s.n_end - n : kSparseTileN);
     for (int64_t m = 0; m < s.rows; m += kSparseM) {
@@ -46,7 +43,7 @@ bool block(const BitmapBlock& s, const SparseOutput& output) {
       for (int col = 0; col < cols; ++col)
         row_times_panel(s.weight.bits + (n + col) * s.row_bytes, s.row_bytes,
                         static_cast<const Value*>(s.weight.values) + s.weight.row_start[n + col],
-                        reinterpret_cast<const Cell*>(panel), sums + col * kSparseM);
+                        reinterpret_cast<const float*>(panel), sums + col * kSparseM);
       const int rows = int(s.rows - m < kSparseM ? s.rows - m : kSparseM);
       sparse_store(output, sums, kSparseM, m, rows, n, cols);
     }
@@ -57,16 +54,18 @@ bool block(const BitmapBlock& s, const SparseOutput& output) {
 }  // namespace
 
 bool bitmap_block_f32_scalar(const BitmapBlock& s, const SparseOutput& output) {
-  return block<float, float, float>(s, output);
+  return block<float>(s, output);
 }
 bool bitmap_block_bf16_scalar(const BitmapBlock& s, const SparseOutput& output) {
-  return block<float, float, bf16>(s, output);
+  return block<bf16>(s, output);
 }
 bool bitmap_block_f16_scalar(const BitmapBlock& s, const SparseOutput& output) {
-  return block<float, float, fp16>(s, output);
+  return block<fp16>(s, output);
 }
-bool bitmap_block_int8_scalar(const BitmapBlock& s, const SparseOutput& output) {
-  return block<int32_t, int8_t, int8_t>(s, output);
+const int8_t* bitmap_expand_scalar(uint64_t word, const int8_t* values, int8_t* to) {
+  std::memset(to, 0, 64);
+  for (; word != 0; word &= word - 1) to[__builtin_ctzll(word)] = *values++;
+  return values;
 }
 
 }  // namespace trimtab
