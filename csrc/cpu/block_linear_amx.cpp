@@ -62,6 +62,7 @@ struct Walk {
 };
 
 constexpr int64_t kTileDwords = 16 * kSparseM;
+constexpr int64_t kAhead = 8192;  // bytes of weight asked for before they are needed
 
 // sums[32 n][16 m] of one or two panels, `stride` dwords apart = rows [n, n + 32) of the row's blocks
 template <bool kInt8, int kP>
@@ -71,6 +72,9 @@ void tile_2n(const Walk& k, int64_t row, int64_t n, const char* x, uint32_t* sum
   for (int64_t b = k.w->crow[row]; b < k.w->crow[row + 1]; ++b) {
     const char* a = values + b * k.block_bytes;
     const char* from = x + k.w->col[b] * k.row_bytes * 16;
+    if (kP == 1 && n == 0) {  // with few rows the weight streams from memory
+      for (int64_t at = 0; at < k.block_bytes; at += 64) _mm_prefetch(a + kAhead + at, _MM_HINT_T1);
+    }
     for (int64_t s = 0; s < k.steps; ++s, a += 64, from += kSparseStepBytes) {
       _tile_loadd(6, from, 64);
       _tile_loadd(4, a, k.row_bytes);
