@@ -1,6 +1,6 @@
 """The operators: tensors in, tensors out, each a ``torch.ops.trimtab.*`` op underneath."""
 
-from . import backend, library
+from . import backend, library, sparse_fallback
 from .bitmap_linear import bitmap_check, bitmap_linear, bitmap_pack, bitmap_unpack
 from .block_linear import block_check, block_linear, block_pack, block_unpack
 from .int8_conv2d import int8_conv2d, int8_conv2d_pack, int8_conv2d_unpack
@@ -19,6 +19,7 @@ from .sparse24_compress import sparse24_compress, sparse24_unpack
 from .sparse24_linear import sparse24_linear, sparse24_metadata
 
 library.implement_in_triton()
+sparse_fallback.register()
 backend.check_forced()
 if backend.FORCED == "reference":
     from . import reference_backend

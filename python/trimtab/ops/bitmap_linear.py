@@ -38,6 +38,8 @@ def bitmap_linear(
         bias: float32, bfloat16 or float16 [N], or None.
         activation: "none", "relu", "gelu", "gelu_tanh" or "silu".
 
+    On a GPU it goes through the dense weight (ops/sparse_fallback.py), where 0 * Inf is evaluated.
+
     Returns [..., N] of the dtype of ``x``. Gradients flow to ``x``, to float ``values`` (a pruned model
     fine-tunes) and to ``bias``; for int8 values rounding counts as identity.
 

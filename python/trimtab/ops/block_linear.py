@@ -40,6 +40,8 @@ def block_linear(
     weights alone leaves no NaN. bfloat16 on AMX takes subnormals as zero. With int8 values ``x`` is
     quantized row by row and the result has the bits of int8_linear with the dense weight.
 
+    On a GPU it goes through the dense weight (ops/sparse_fallback.py), where 0 * Inf is evaluated.
+
     Gradients flow to ``x``, float ``values`` (kept blocks alone) and ``bias``; int8 values have none,
     and ``x`` then gets the one through the dequantized weight. Under autocast ``x`` and float
     ``values`` are cast to the autocast dtype.
