@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .optim_constants import CONSTANTS, THRESHOLD, group_lr, store_constants
+from .optim_memory import KEY_WORDS, store_keys
 from .optim_table import (
     DTYPE,
     GRAD,
@@ -142,6 +143,7 @@ def _scalar(address, other):
         "norm_at",
         "skipped_at",
         "max_norm_bits",
+        "seed",
         "n_rows",
         "n_blocks",
     ]
@@ -151,6 +153,7 @@ def optim_prepare_kernel(
     groups_ptr,
     facts_ptr,
     constants_ptr,
+    keys_ptr,
     sums_ptr,
     # Addresses of one fp32, skipped_at of an int64, or 0.
     grad_scale: tl.int64,
@@ -159,12 +162,14 @@ def optim_prepare_kernel(
     norm_at: tl.int64,
     skipped_at: tl.int64,
     max_norm_bits: tl.int64,  # of a float64; negative: don't clip
+    seed: tl.int64,
     n_rows,
     n_blocks,
     RULE: tl.constexpr,
     WANTS_NORM: tl.constexpr,
     SUMS_SQUARES: tl.constexpr,
     SKIP_NONFINITE: tl.constexpr,
+    RANDOM: tl.constexpr,  # whether keys are wanted
     ROWS: tl.constexpr,
 ):
     speaks = tl.program_id(0) == 0
@@ -214,5 +219,10 @@ def optim_prepare_kernel(
         product = store_constants(out, group, lr, step.to(tl.float64), product, dtype, mask, RULE)
         l1 = tl.load(group + 10, mask=mask, other=0).to(tl.float64, bitcast=True)
         tl.store(out + THRESHOLD, (lr * l1).to(tl.float32), mask=mask)
+        if RANDOM:
+            bits = seed.to(tl.int64).to(tl.uint64, bitcast=True)
+            number = step.to(tl.int64).to(tl.uint64, bitcast=True)
+            tensor = at.to(tl.uint64, bitcast=True)
+            store_keys(keys_ptr + at * KEY_WORDS, bits, number, tensor, mask)
         tl.store(step_at, step, mask=counts)
         tl.store(product_at, product, mask=multiplies)

@@ -65,6 +65,14 @@ def states_of(rule, variant):
     return 1 if rule in ("Adagrad", "Lion") else 2
 
 
+@triton.constexpr_function
+def is_signed(rule, state):
+    """Whether a state can be negative."""
+    if rule == "RMSprop":
+        return state > 0
+    return rule != "Adagrad" and state == 0
+
+
 # --- what the rules share (optim_rule.h)
 
 

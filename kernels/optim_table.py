@@ -7,6 +7,7 @@ changes:
     groups  [n, GROUP]   the members of tt_optim_group, doubles as their bits
     pieces  [n, 2]       tensor and first tile of each program of the update
     blocks  [n, 2]       tensor and number of each block of NORM_BLOCK elements, for the norm
+    codes   the tables of 8-bit states with sign and without, fp32; where a tensor has some
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import triton
 import triton.language as tl
 
 from .optim_constants import CONSTANTS
+from .optim_memory import KEY_WORDS, dynamic_code
 from .optim_rules import COUNTS_STEPS, FLAGS, HAS_TAILS, RULES, states_of, variants
 
 OP = "optim_step"
+DYNAMIC8 = 16  # a state's dtype: 8-bit codes
 DTYPES = ("float32", "bfloat16", "float16")  # by tt_dtype
 TILE = 1024  # elements: eight a thread, 32 bytes of fp32 and 16 of bf16
 FACTS_BYTES = 64
@@ -30,8 +34,9 @@ NORM_BLOCK = tl.constexpr(4096)  # of csrc/math/norm.h
 PARAM, GRAD, STATE, EMA, COPY, MASK = (tl.constexpr(i) for i in (0, 1, 2, 6, 7, 8))
 STEP, PRODUCT, NUMEL, SHIFT, BODY = (tl.constexpr(i) for i in (9, 10, 11, 12, 13))
 GROUP_AT, KIND, WIDE, NEGATE = (tl.constexpr(i) for i in (14, 15, 16, 17))
-DTYPE, GRAD_DTYPE = tl.constexpr(18), tl.constexpr(19)  # tt_dtype
-ROW, GROUP = tl.constexpr(20), tl.constexpr(13)
+DTYPE, GRAD_DTYPE = tl.constexpr(18), tl.constexpr(19)  # tt_dtype; of the parameter's arithmetic
+SCALE, MASTER = tl.constexpr(20), tl.constexpr(23)
+ROW, GROUP = tl.constexpr(24), tl.constexpr(13)
 GROUP_NUMBERS = (
     "lr", "beta1", "beta2", "eps", "weight_decay", "momentum", "dampening", "alpha", "lr_decay",
     "momentum_decay", "l1",
@@ -52,42 +57,81 @@ class OptimTable(NamedTuple):
 
     @property
     def masked(self) -> bool:
-        return any(kind & 8192 for kind in self.kinds)
+        return any(kind & HAS_MASK.value for kind in self.kinds)
+
+    @property
+    def coded(self) -> bool:
+        return any(kind >> STATE_AT.value & 3 == CODES for kind in self.kinds)
+
+    @property
+    def stochastic(self) -> bool:
+        return any(kind & STOCHASTIC.value for kind in self.kinds)
 
     def parts(self, table: torch.Tensor) -> list[torch.Tensor]:
-        """rows, groups, pieces and blocks of a table on the device, for kernels."""
+        """rows, groups, pieces, blocks and codes of a table on the device, for kernels."""
         whole = table.view(torch.int64)
-        ends = np.cumsum([self.rows * ROW.value, self.groups * GROUP.value, self.pieces * 2])
-        return [whole, *(whole[at:] for at in ends.tolist())]
+        sizes = self.rows * ROW.value, self.groups * GROUP.value, self.pieces * 2, self.blocks * 2
+        rows, groups, pieces, blocks, codes = whole.tensor_split(np.cumsum(sizes).tolist())
+        return [rows, groups, pieces, blocks, codes.view(torch.float32)]
 
     @property
     def workspace_bytes(self) -> int:
-        return FACTS_BYTES + 8 * self.blocks + 4 * CONSTANTS.value * self.rows
+        return sum(self._workspace_parts())
 
-    def workspace(self, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of that many bytes: facts [4] fp32 (scale, clip, whether to skip), constants [rows,
-        CONSTANTS] fp32, sums [blocks] float64."""
-        after = FACTS_BYTES + 8 * self.blocks
-        facts, constants = memory.view(torch.float32), memory[after:].view(torch.float32)
-        return facts, constants, memory[FACTS_BYTES:after].view(torch.float64)
+    def _workspace_parts(self) -> tuple[int, int, int, int]:
+        keys = self.rows * KEY_WORDS.value * 4 if self.stochastic else 0
+        return FACTS_BYTES, self.blocks * 8, self.rows * CONSTANTS.value * 4, keys
+
+    def workspace(self, memory: torch.Tensor) -> list[torch.Tensor]:
+        """Of that many bytes: facts [4] fp32 (scale, clip, whether to skip), sums [blocks] float64,
+        constants [rows, CONSTANTS] fp32, keys [rows, KEY_WORDS] int32."""
+        parts = memory.tensor_split(np.cumsum(self._workspace_parts())[:-1].tolist())
+        dtypes = torch.float32, torch.float64, torch.float32, torch.int32
+        return [part.view(dtype) for part, dtype in zip(parts, dtypes, strict=True)]
 
 
-# A kind packs everything that the update is compiled for.
-def kinds_of(tensors: np.ndarray, variant: np.ndarray, tails: np.ndarray) -> np.ndarray:
-    copy = np.where(tensors["copy"] != 0, tensors["copy_dtype"].astype(np.int64) + 1, 0)
+# A kind packs everything that the update is compiled for: the variant in five bits, then these.
+PARAM_AT, GRAD_KIND_AT, STATE_AT, COPY_AT = (
+    tl.constexpr(i) for i in (5, 7, 9, 11)
+)  # two bits each
+HAS_MASK, HAS_EMA, TAILS = (tl.constexpr(1 << i) for i in (13, 14, 15))
+MASTER_AT, STOCHASTIC = tl.constexpr(16), tl.constexpr(1 << 18)
+CODES = 3  # in the place of a state's dtype
+
+
+@triton.constexpr_function
+def field(kind, at):
+    """One of two bits of a kind."""
+    return kind >> at & 3
+
+
+@triton.constexpr_function
+def has(kind, flag):
+    return kind & flag != 0
+
+
+def kinds_of(
+    tensors: np.ndarray, variant: np.ndarray, tails: np.ndarray, stochastic: bool
+) -> np.ndarray:
+    wide = {
+        name: tensors[name].astype(np.int64)
+        for name in ("param_dtype", "grad_dtype", "state_dtype", "copy_dtype", "master_kind")
+    }
     return (
         variant
-        | tensors["param_dtype"].astype(np.int64) << 5
-        | tensors["grad_dtype"].astype(np.int64) << 7
-        | tensors["state_dtype"].astype(np.int64) << 9
-        | copy << 11
-        | (tensors["mask"] != 0).astype(np.int64) << 13
-        | (tensors["ema"] != 0).astype(np.int64) << 14
-        | tails.astype(np.int64) << 15
+        | wide["param_dtype"] << PARAM_AT.value
+        | wide["grad_dtype"] << GRAD_KIND_AT.value
+        | np.where(wide["state_dtype"] == DYNAMIC8, CODES, wide["state_dtype"]) << STATE_AT.value
+        | np.where(tensors["copy"] != 0, wide["copy_dtype"] + 1, 0) << COPY_AT.value
+        | np.where(tensors["mask"] != 0, HAS_MASK.value, 0)
+        | np.where(tensors["ema"] != 0, HAS_EMA.value, 0)
+        | np.where(tails, TAILS.value, 0)
+        | wide["master_kind"] << MASTER_AT.value
+        | (STOCHASTIC.value if stochastic else 0)
     )
 
 
-def check(rule: str, tensors: np.ndarray, groups: np.ndarray) -> None:
+def check(rule: str, tensors: np.ndarray, groups: np.ndarray, stochastic: bool) -> None:
     """RuntimeError that says which tensor is wrong; those without a gradient are not looked at."""
     if rule not in RULES:
         raise RuntimeError(f"{OP}: expected a rule in {list(RULES)}, got {rule!r}")
@@ -103,22 +147,26 @@ def check(rule: str, tensors: np.ndarray, groups: np.ndarray) -> None:
     group = t["group"]
     refuse((group < 0) | (group >= len(groups)), "group to be an index into groups")
     wrong = (t["copy"] != 0) & (t["copy_dtype"] >= len(DTYPES))
-    for name in ("param", "grad", "state"):
+    for name in ("param", "grad"):
         wrong |= t[f"{name}_dtype"] >= len(DTYPES)
-    refuse(wrong, "float32, bfloat16 or float16 with Triton")
+    coded = t["state_dtype"] == DYNAMIC8
+    refuse(wrong | ~coded & (t["state_dtype"] >= len(DTYPES)), "float32, bfloat16 or float16")
+    has_master = t["master_kind"] != 0
+    refuse((t["master_kind"] < 0) | (t["master_kind"] > 2), "a tt_master")
+    refuse(has_master & (t["param_dtype"] != 1), "bfloat16 where there is a master")
+    refuse(has_master & (t["master"] == 0) & there, "master, got NULL")
+    if stochastic:
+        refuse(t["numel"] > 2**32, "numel <= 2^32 with stochastic rounding in Triton")
     refuse((t["param"] == 0) & there, "param, got NULL")
-    if rule in COUNTS_STEPS:
+    if rule in COUNTS_STEPS or stochastic:
         refuse(t["step"] == 0, "step, got NULL")
     if rule == "NAdam":
         refuse(t["product"] == 0, "product, got NULL")
-    if "master_kind" in t.dtype.names:
-        refuse(t["master_kind"] != 0, "no master: that is the CPU's only")
     if len(t):
         count = _states(rule, _variant(rule, t, groups))
         for k in range(4):
-            refuse(
-                (t["state"][:, k] == 0) & (count > k) & there, "all of the rule's states, got NULL"
-            )
+            lacks = (t["state"][:, k] == 0) | coded & (t["scale"][:, k] == 0)
+            refuse(lacks & (count > k) & there, "all of the rule's states, got NULL")
 
 
 def _variant(rule: str, tensors: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -142,7 +190,7 @@ def _shifts(addresses: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def make_rows(
-    rule: str, tensors: np.ndarray, groups: np.ndarray, torch_tails: bool
+    rule: str, tensors: np.ndarray, groups: np.ndarray, torch_tails: bool, stochastic: bool
 ) -> tuple[np.ndarray, tuple[int, ...]]:
     """The rows, and the kinds that occur."""
     t = tensors
@@ -151,20 +199,31 @@ def make_rows(
     if not active.any():
         return rows, ()
     variant = np.where(active, _variant(rule, t, groups), 0)
-    lanes = np.where(t["param_dtype"] == 0, 8, 16)  # of torch's vectors
-    body = t["numel"] // lanes * lanes if torch_tails and rule in HAS_TAILS else t["numel"]
+    # A remainder makes the parameter an fp32 one.
+    arithmetic = np.where(t["master_kind"] == 2, 0, t["param_dtype"])
+    coded = t["state_dtype"] == DYNAMIC8
+    body = t["numel"].copy()
+    if torch_tails and rule in HAS_TAILS:
+        lanes = np.where(arithmetic == 0, 8, 16)  # of torch's vectors; scales span the tail
+        body = np.where(coded, body, body // lanes * lanes)
     count = _states(rule, variant)
     states = np.where(np.arange(4) < count[:, None], t["state"], 0)
-    addresses = np.column_stack([t["param"], t["grad"], states, t["ema"], t["copy"]]).view(np.int64)
+    arrays = [t["param"], t["grad"], states, t["ema"], t["copy"], t["master"]]
+    addresses = np.column_stack(arrays).view(np.int64)
     size = {name: np.where(t[f"{name}_dtype"] == 0, 4, 2) for name in ("param", "grad", "state")}
     fours = np.full(len(t), 4)
     copy_size = np.where(t["copy_dtype"] == 0, 4, 2)
-    columns = [size["param"], size["grad"], *[size["state"]] * 4, fours, copy_size]
+    size["state"] = np.where(coded, 1, size["state"])
+    columns = [size["param"], size["grad"], *[size["state"]] * 4, fours, copy_size, fours // 2]
     sizes = np.column_stack(columns)
     shift = _shifts(addresses, sizes)
-    wide = shift >= 0
+    # Blocks of codes begin where tiles do.
+    wide = np.where(coded, shift == 0, shift >= 0)
     shift = np.where(wide, shift, 0)
-    rows[:, : addresses.shape[1]] = np.where(addresses, addresses - shift[:, None] * sizes, 0)
+    moved = np.where(addresses, addresses - shift[:, None] * sizes, 0)
+    rows[:, : MASK.value] = moved[:, :-1]
+    rows[:, MASTER.value] = moved[:, -1]
+    rows[:, SCALE.value : MASTER.value] = t["scale"][:, :3].view(np.int64)
     mask = t["mask"].view(np.int64)
     rows[:, MASK.value] = np.where(mask, mask - shift, 0)
     rows[:, STEP.value] = t["step"].view(np.int64)
@@ -177,9 +236,9 @@ def make_rows(
     rows[:, NEGATE.value] = (
         groups["flags"][np.where(active, t["group"], 0)] & FLAGS["maximize"] != 0
     )
-    rows[:, DTYPE.value] = t["param_dtype"]
+    rows[:, DTYPE.value] = arithmetic
     rows[:, GRAD_DTYPE.value] = t["grad_dtype"]
-    kinds = kinds_of(t, variant, body < t["numel"])
+    kinds = kinds_of(t, variant, body < t["numel"], stochastic)
     found, index = np.unique(kinds[active], return_inverse=True)
     rows[active, KIND.value] = index
     rows[~active] = 0
@@ -198,11 +257,12 @@ def make_table(
     tensors: np.ndarray,
     groups: np.ndarray,
     torch_tails: bool,
+    stochastic: bool,
     device: torch.device,
 ) -> tuple[OptimTable, np.ndarray]:
     """The table of tt_optim_tensor and tt_optim_group, whose addresses are the device's; int64."""
-    check(rule, tensors, groups)
-    rows, kinds = make_rows(rule, tensors, groups, torch_tails)
+    check(rule, tensors, groups, stochastic)
+    rows, kinds = make_rows(rule, tensors, groups, torch_tails, stochastic)
     table = np.zeros((len(groups), GROUP.value), np.int64)
     for i, name in enumerate(GROUP_NUMBERS):
         table[:, i] = groups[name].view(np.int64)
@@ -221,4 +281,7 @@ def make_table(
     made = OptimTable(
         rule, kinds, tuple(grad_dtypes), len(rows), len(groups), len(pieces), len(blocks), tiles
     )
-    return made, np.concatenate([x.reshape(-1) for x in (rows, table, pieces, blocks)])
+    parts = [x.reshape(-1) for x in (rows, table, pieces, blocks)]
+    if made.coded:
+        parts += [dynamic_code(with_sign).view(np.int64) for with_sign in (True, False)]
+    return made, np.concatenate(parts)

@@ -74,7 +74,7 @@ def set_gradients(step: int, *twins: Sequence[torch.Tensor], scale: float = 1.0)
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    bits = torch.int32 if a.dtype == torch.float32 else torch.int16
+    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32}[a.element_size()]
     return a.dtype == b.dtype and torch.equal(a.detach().view(bits), b.detach().view(bits))
 
 

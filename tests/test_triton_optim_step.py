@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 from triton_aot import Compiled, compile_kernel
 from triton_interpret import expect_passed, interpreted
 
-from trimtab.kernels import tuning
+from trimtab.kernels import optim_table, tuning
 
 optim_step = importlib.import_module("trimtab.kernels.optim_step")
 in_interpreter = interpreted("interpreted_optim_step.py")
@@ -31,16 +31,24 @@ VARIANTS = {
     "Adamax": 1,
     "Lion": 0,
 }
+BF16, CODES = 1, 3  # as a kind has them; fp32 is 0
 
 
 def kind(
-    variant: int, param: int = 0, grad: int = 0, state: int = 0, copy: int = 0, more: int = 0
+    variant: int,
+    param: int = 0,
+    grad: int = 0,
+    state: int = 0,
+    copy: int = 0,
+    master: int = 0,
+    flags: int = 0,
 ) -> int:
-    """As optim_table.kinds_of packs it; dtypes: 0 fp32, 1 bf16, 2 fp16; copy: 1 more."""
-    return variant | param << 5 | grad << 7 | state << 9 | copy << 11 | more
+    """As optim_table.kinds_of packs it; copy: dtype + 1."""
+    return variant | param << 5 | grad << 7 | state << 9 | copy << 11 | master << 16 | flags
 
 
-MASK, EMA, TAILS = 1 << 13, 1 << 14, 1 << 15
+EXTRAS = (optim_table.HAS_MASK | optim_table.HAS_EMA | optim_table.TAILS).value
+STOCHASTIC = optim_table.STOCHASTIC.value
 
 
 def compiled(name: str, capability: int, **arguments: object) -> Compiled:
@@ -65,12 +73,15 @@ def update(capability: int, rule: str, *kinds: int, zero_grad: bool = False) -> 
         pieces_ptr="*i64",
         facts_ptr="*fp32",
         constants_ptr="*fp32",
+        codes_ptr="*fp32",
+        keys_ptr="*i32",
         tiles=3,
         ema_rest=0.1,
         RULE=rule,
         KINDS=kinds,
         ZERO_GRAD=zero_grad,
         BLOCK=optim_step.TILE,
+        EDGE=optim_step.EDGE,
     )
 
 
@@ -82,6 +93,28 @@ def test_update(rule: str, capability: int) -> None:
     assert (
         kernel.count(r"\bld\.global\S*\.v4\.b32") == loads
     )  # 16 bytes each, eight elements a thread
+
+
+FORMATS = {
+    "bf16": {"param": BF16, "grad": BF16, "state": BF16},
+    "bf16_everything": {"param": BF16, "grad": BF16, "copy": 3, "flags": EXTRAS},
+    "codes": {"param": BF16, "grad": BF16, "state": CODES},
+    "codes_stochastic": {"param": BF16, "grad": BF16, "state": CODES, "flags": STOCHASTIC},
+    "bf16_stochastic": {"param": BF16, "grad": BF16, "state": BF16, "flags": STOCHASTIC},
+    "kahan": {"param": BF16, "grad": BF16, "master": 1},
+    "remainder": {"param": BF16, "grad": BF16, "master": 2, "flags": EXTRAS},
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats(name: str) -> None:
+    kernel = update(90, "Adam", kind(VARIANTS["Adam"], **FORMATS[name]), zero_grad=True)
+    # Stochastic codes of three states keep a tile's candidates: no spill, but two blocks a processor.
+    assert kernel.registers <= (232 if name == "codes_stochastic" else 128)
+
+
+def test_kinds_in_one_kernel() -> None:
+    update(80, "Adam", *(kind(v, param=d, grad=d) for v in (0, 1) for d in (0, BF16)))
 
 
 def test_norm() -> None:
@@ -107,6 +140,7 @@ def test_prepare(rule: str) -> None:
         groups_ptr="*i64",
         facts_ptr="*fp32",
         constants_ptr="*fp32",
+        keys_ptr="*i32",
         sums_ptr="*fp64",
         grad_scale=2**40,
         found_inf=2**40,
@@ -114,12 +148,14 @@ def test_prepare(rule: str) -> None:
         norm_at=2**40,
         skipped_at=2**40,
         max_norm_bits=2**62,
+        seed=2**40,
         n_rows=33,
         n_blocks=99,
         RULE=rule,
         WANTS_NORM=True,
         SUMS_SQUARES=True,
         SKIP_NONFINITE=True,
+        RANDOM=True,
         ROWS=optim_step.PREPARE_ROWS,
     )
 
