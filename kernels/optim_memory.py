@@ -1,7 +1,8 @@
-"""How optim_step's smaller formats come to fp32 and back, in Triton: csrc/math/stochastic_rounding.h,
-master.h and dynamic_code.h, line for line, the same bits.
+"""How optim_step's smaller formats come to fp32 and back, in Triton: csrc/math/stochastic_rounding.h
+and master.h line for line, and dynamic_code.h; the same bits.
 
-What each step is for stands there.
+What each step is for stands there. A code's decade is found here by tables of 32 exponents in memory:
+where the next begins, and the first t of the lower; -offset / slope stands for the C++ limit's line.
 """
 
 from __future__ import annotations

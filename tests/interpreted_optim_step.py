@@ -13,10 +13,13 @@ import optim_cases
 import optim_on_sim
 import pytest
 import torch
+import triton
+import triton.language as tl
 from test_optim_cuda_sim import DTYPES, RULES, Model, assert_same, ident, named, on_cpu
 from triton_interpret import mend_interpreter
 
 from trimtab import ops, optim
+from trimtab.kernels.optim_memory import decode, dynamic_code, encode
 from trimtab.kernels.optim_step import OptimStep, optim_step
 from trimtab.optim import device, library
 
@@ -261,3 +264,38 @@ def test_optimizers(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     optim_cases.assert_same(ours, theirs)
     assert isinstance(ours._plan.runs[0].runner, device.CudaRunner)
     assert isinstance(theirs._plan.runs[0].runner, device.HostRunner)
+
+
+@triton.jit
+def there_and_back(
+    table, x, codes, scale: tl.int64, back, SIGNED: tl.constexpr, BLOCK: tl.constexpr
+):
+    offs = tl.arange(0, BLOCK)
+    c = encode(table, tl.load(x + offs), scale, offs, None, None, SIGNED, False, BLOCK)
+    tl.store(codes + offs, c)
+    tl.store(back + offs, decode(table, c, scale, offs, None, SIGNED))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_codes(signed: bool) -> None:
+    """Values over all decades, zeros, NaN, Inf, tiny and huge blocks: as tt_optim_encode has them."""
+    n = 1 << 16
+    x = torch.exp(torch.linspace(-18, 0, n))[torch.randperm(n)]
+    if signed:
+        x[::2] *= -1
+    x[::256] = 1.0
+    x[256 * 3 + 5], x[256 * 4 + 7] = torch.inf, torch.nan
+    for block, factor in ((5, 0.0), (6, 1e-39), (7, 3e38)):
+        x[256 * block : 256 * block + 256] *= factor
+    ours, theirs = (
+        (torch.zeros(n, dtype=torch.uint8), torch.zeros(n // 256), torch.zeros(n)) for _ in range(2)
+    )
+    codes, scale, back = ours
+    table = torch.from_numpy(dynamic_code(signed))
+    there_and_back[(1,)](table, x, codes, scale.data_ptr(), back, SIGNED=signed, BLOCK=n)
+    codes, scale, back = theirs
+    library.encode(x.data_ptr(), n, signed, codes.data_ptr(), scale.data_ptr())
+    library.decode(codes.data_ptr(), scale.data_ptr(), n, signed, back.data_ptr())
+    assert torch.equal(ours[0], theirs[0])
+    for a, b in zip(ours[1:], theirs[1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
