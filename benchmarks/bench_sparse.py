@@ -15,6 +15,7 @@ peers       decode and batched rows against torch dense fp32 and bf16, our Int8L
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import re
 import sys
@@ -84,6 +85,16 @@ def pruned(K: int, N: int, dtype: torch.dtype, pattern: str, sparsity: float) ->
     layer = nn.Linear(K, N)
     layer.weight.copy_(torch.randn(N, K) / K**0.5 * mask_of(N, K, pattern, sparsity))
     return layer.to(dtype).eval()
+
+
+def copies(layer: nn.Linear, count: int) -> list[nn.Linear]:
+    """The layer and others with its rows moved, by whole blocks."""
+    layers = [layer]
+    for i in range(1, count):
+        other = copy.deepcopy(layer)
+        other.weight.copy_(layer.weight.roll(i * BLOCK[0], 0))
+        layers.append(other)
+    return layers
 
 
 def held(layer: nn.Module) -> int:
@@ -306,19 +317,19 @@ def bench_case(
     kind, pattern = what.split()
     dtype = torch.float32 if kind == "fp32" else torch.bfloat16
     count = 2 if quick else max(2, ROTATED_BYTES // (2 * K * N))
-    layers = [pruned(K, N, dtype, pattern, sparsity) for _ in range(count)]
+    layers = copies(pruned(K, N, dtype, pattern, sparsity), count)
     x = torch.randn(M, K).to(dtype)
     form = {"pattern": pattern, "block": BLOCK, "int8": kind == "int8"}
     ours = f"trimtab {what}"
     calls = {ours: modules([SparseLinear.from_float(layer, **form) for layer in layers], x)}
     calls[f"torch {'fp32' if kind == 'fp32' else 'bf16'}"] = modules(layers, x)
     if kind == "fp32":
-        half = [pruned(K, N, torch.bfloat16, pattern, sparsity).eval() for _ in layers]
+        half = copies(pruned(K, N, torch.bfloat16, pattern, sparsity), count)
         calls["torch bf16 (other precision)"] = modules(half, x.bfloat16())
     if kind == "int8":
         calls["trimtab int8"] = modules([Int8Linear.from_float(layer) for layer in layers], x)
     want = layers[0](x).float()
-    peers = {"torch CSR fp32": torch_csr}
+    peers = {} if kind == "int8" else {"torch CSR fp32": torch_csr}
     if pattern == "block":
         peers["torch BSR fp32"] = torch_bsr
     if kind == "int8":
