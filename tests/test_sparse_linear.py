@@ -396,6 +396,31 @@ def test_bad_checkpoint_changes_nothing(case: str) -> None:
     same(layer, before)
 
 
+@each_format
+def test_random_damage_is_refused_or_harmless(form: tuple) -> None:
+    """Bytes of the structure changed at random: an error and no change, or a sound weight."""
+    _, layer = make(form)
+    generator = torch.Generator().manual_seed(3)
+    good, x = layer.state_dict(), inputs()
+    refused = 0
+    for _ in range(60):
+        state = {name: part.clone() for name, part in good.items()}
+        names = sorted(SAVED[form[0]] | {"sparse_format"})
+        name = names[int(torch.randint(len(names), (), generator=generator))]
+        raw = state[name].view(torch.uint8).view(-1)
+        at = int(torch.randint(raw.numel(), (), generator=generator))
+        raw[at] ^= int(torch.randint(1, 256, (), generator=generator))
+        other, before = blank(layer), torch.zeros(5, 52)
+        try:
+            other.load_state_dict(state)
+        except RuntimeError:
+            refused += 1
+            assert torch.equal(other(x).detach(), before)  # as it was: empty
+        else:
+            assert torch.isfinite(other(x)).all() and other.weight.shape == (52, 80)
+    assert refused > 20
+
+
 def test_missing_checkpoint_is_named() -> None:
     _, layer = make()
     with pytest.raises(RuntimeError, match="Missing key.*values.*bitmap.*sparse_format"):

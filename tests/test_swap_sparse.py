@@ -209,7 +209,8 @@ def test_without_example_inputs_only_what_is_trusted(monkeypatch) -> None:
     model = nn.Sequential(
         pruned(nn.Linear(64, 96), "bitmap", 0.05), pruned(nn.Linear(96, 96), "bitmap", 0.5)
     )
-    monkeypatch.setitem(swap_candidate.STATIC_SPARSITY, "bitmap", 0.8)
+    assert trimtab.swap_(model, trimtab.Sparse()).swapped == []  # small
+    monkeypatch.setattr(swap_candidate, "STATIC_WEIGHTS", 4096)
     report = trimtab.swap_(model, trimtab.Sparse())
     assert [row.name for row in report.swapped] == ["0"]
     assert "% zeros: without example_inputs to measure on, bitmap is trusted" in report["1"].reason

@@ -143,9 +143,10 @@ class SparseWeight(nn.Module):
         bias: Tensor | None = self._parameters["bias"]
         values: Any = buffers["values"] if self.int8 else self._parameters["values"]
         in_blocks = self.pattern == "block"
-        starts, more = (buffers[name] for name in RESIDENT[self.pattern])
-        if not in_blocks:
-            starts, more = more, starts
+        starts, more = (
+            buffers["crow" if in_blocks else "row_start"],
+            buffers["col" if in_blocks else "bitmap"],
+        )
         scale = buffers["weight_scale"] if self.int8 else None
         N = self.weight_shape[0]
         if group is not None:
