@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import re
+import shutil
 
 import cases
+import cuda_sim
 import pytest
 import torch
 import torch._dynamo.testing
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 import trimtab.optim
 from trimtab import ops
-from trimtab.nn import Int8Linear, SparseLinear
+from trimtab.nn import Int8Linear, SparseLinear, sparse_weight
 
 FORMATS = [(pattern, int8) for pattern in PATTERNS for int8 in (False, True)]
 
@@ -517,6 +519,40 @@ def test_autocast(form: tuple) -> None:
     half = copy.deepcopy(layer).to(torch.bfloat16)
     half.register_parameter("bias", layer.bias)
     cases.assert_same_bits(y, half(x.bfloat16()))
+
+
+# --- GPUs
+
+
+@pytest.mark.parametrize("form", [torch.bfloat16, torch.int8], ids=cases.ident)
+def test_two_of_four_on_tensor_cores(monkeypatch, form: torch.dtype) -> None:
+    """As on a GPU, by the simulator: values and metadata, the CPU's checkpoint, the same answers."""
+    if shutil.which(cuda_sim.compiler()) is None:
+        pytest.skip(f"no {cuda_sim.compiler()} to compile csrc/cuda with")
+    int8 = form == torch.int8
+    dense, layer = make(("2:4", int8), 84, 20, torch.bfloat16)
+    assert "metadata" not in layer._buffers
+    x, state = inputs(84, torch.bfloat16).requires_grad_(), layer.state_dict()
+    monkeypatch.setattr(sparse_weight, "TENSOR_CORES", ("cuda", "cpu"))
+    other = SparseLinear(84, 20, dtype=torch.bfloat16, pattern="2:4", int8=int8)
+    other.load_state_dict(state)
+    other = copy.deepcopy(other).to(torch.bfloat16)
+    assert other.metadata.dtype == torch.int32
+    assert all(torch.equal(part, state[name]) for name, part in other.state_dict().items())
+    with cuda_sim.as_cpu(cuda_sim.Simulator()):
+        out = other(x)
+        out.sum().backward()
+    if int8:
+        cases.assert_same_bits(out, layer(x))
+    else:
+        want = x.double() @ dense.weight.double().T + dense.bias.double()
+        assert_near(out.detach(), x, dense.weight, want.detach(), 84)
+        assert other.values.grad.shape == other.values.shape
+    monkeypatch.undo()
+    assert "metadata" not in other.to(torch.bfloat16)._buffers
+    meta = copy.deepcopy(other).to("meta")
+    monkeypatch.setattr(sparse_weight, "TENSOR_CORES", ("cuda", "cpu"))
+    assert meta.to_empty(device="cpu").metadata.shape == (2, 2, 32)
 
 
 # --- errors

@@ -9,13 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import library
+from ..ops.sparse24_linear import sparse24_metadata, sparse24_rows
 from . import sparse_format
 from .sparse_format import PATTERNS, RESIDENT, SAVED, Parts
 
 # Of the checkpoint below; raised when its meaning changes.
 FORMAT_VERSION = 1
 
+# Devices whose tensor cores take 2:4 weights themselves; elsewhere one is a bitmap weight.
+TENSOR_CORES = ("cuda",)
+
 _bitmap = torch.ops.trimtab.bitmap_linear
+_sparse24 = torch.ops.trimtab.sparse24_linear
 _block = torch.ops.trimtab.block_linear
 
 
@@ -28,6 +33,7 @@ class SparseWeight(nn.Module):
     Tensors: pattern "bitmap" and "2:4": ``values`` [kept], ``bitmap`` uint8 [O, 8 ceil(K / 64)] (bit k
     of a row: weight k is kept) and ``row_start`` int64 [O + 1]; "block": ``values`` [blocks, bn, bk],
     ``crow`` and ``col`` int32 as torch.sparse_bsr has them; ``weight_scale`` float32 [O] with int8.
+    On a GPU a 2:4 weight of bfloat16, float16 or int8 has ``metadata`` besides, for its tensor cores.
     O rows are output channels; K is the product of weight_shape's other sizes.
 
     state_dict, the same on every device: ``values``, ``bitmap`` or ``indices`` (2:4: values [O, K' / 2]
@@ -77,7 +83,7 @@ class SparseWeight(nn.Module):
             self.register_parameter("values", nn.Parameter(values, requires_grad))
         for name in RESIDENT[self.pattern]:
             self.register_buffer(name, parts[name], persistent=False)
-        self._note_groups()
+        self._derive()
 
     def _sizes(self) -> tuple[int, int, int]:
         """(O, K, rows of the matrix: O and in blocks what pads each group)."""
@@ -90,8 +96,19 @@ class SparseWeight(nn.Module):
         each = N // self.groups
         return N, K, self.groups * (each + -each % self.block[0])
 
-    def _note_groups(self) -> None:
-        """Where each group's values begin: Python numbers, as slices of a compiled graph need them."""
+    def _derive(self) -> None:
+        """What follows from the other tensors: metadata, and where each group's values begin.
+
+        The latter as Python numbers, which slices of a compiled graph need.
+        """
+        values = self.values
+        self._buffers.pop("metadata", None)
+        on_cores = self.pattern == "2:4" and values.device.type in TENSOR_CORES and self.groups == 1
+        if on_cores and values.dtype in (torch.bfloat16, torch.float16, torch.int8):
+            _, K, _ = self._sizes()
+            indices = sparse_format.bitmap_to_indices(self._buffers["bitmap"], K)  # type: ignore[arg-type]
+            metadata = sparse24_metadata(indices, K, values.dtype)
+            self.register_buffer("metadata", metadata, persistent=False)
         self._starts: tuple[int, ...] = ()
         structure = self._buffers["crow" if self.pattern == "block" else "row_start"]
         assert structure is not None
@@ -103,7 +120,8 @@ class SparseWeight(nn.Module):
 
     def parts(self) -> Parts:
         """The resident tensors by name; ``values`` is the parameter itself."""
-        names = (*RESIDENT[self.pattern], *(("weight_scale",) if self.int8 else ()))
+        more = (name for name in ("weight_scale", "metadata") if name in self._buffers)
+        names = (*RESIDENT[self.pattern], *more)
         return {name: getattr(self, name) for name in ("values", *names)}
 
     @property
@@ -149,6 +167,9 @@ class SparseWeight(nn.Module):
         )
         scale = buffers["weight_scale"] if self.int8 else None
         N = self.weight_shape[0]
+        if "metadata" in buffers:
+            rows = sparse24_rows(values.view(N, values.numel() // max(N, 1)))
+            return _sparse24.default(x, rows, buffers["metadata"], scale, bias, self._code)
         if group is not None:
             values, starts, more, scale, bias, N = self._group(group, values, starts, more, scale)
         wanted = torch.is_grad_enabled() and (
@@ -198,7 +219,11 @@ class SparseWeight(nn.Module):
             # to_empty leaves any bytes: none of them may lead a kernel out of bounds.
             for name in RESIDENT[self.pattern]:
                 getattr(self, name).zero_()
-        self._note_groups()
+            if self.pattern == "2:4":  # no bitmap at all is no 2:4 one: an empty weight's instead
+                N, K, rows = self._sizes()
+                args = (self.pattern, self.block, self.int8, N, K, rows, self.dtype, probe.device)
+                self._buffers["bitmap"] = sparse_format.empty(*args)["bitmap"]
+        self._derive()
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -305,4 +330,4 @@ class SparseWeight(nn.Module):
             dtype = self.values.dtype
             self.values.data = values.to(device, dtype, copy=True).contiguous()
             self.values.grad = None
-        self._note_groups()
+        self._derive()
