@@ -192,8 +192,8 @@ tt_status run_block_linear(const void* x, tt_dtype x_dtype, int64_t x_stride,
   pass.all.m = 0;
   pass.all.rows = M;
   pass.all.out = &output;
-  pass.all.pairs = weight.dtype == TT_BF16 && epilogue.out_dtype == TT_BF16 &&
-                   epilogue.activation == TT_ACT_NONE && epilogue.out_stride % 2 == 0;
+  pass.all.pairs = epilogue.out_dtype == TT_BF16 && epilogue.activation == TT_ACT_NONE &&
+                   epilogue.out_stride % 2 == 0;
   run_pass(pass, pool, threads);
   return TT_OK;
 }

@@ -20,7 +20,7 @@ struct BlockTask {
   int64_t panel_bytes;
   int64_t m, rows;  // first row of these panels in out; how many there are
   const SparseOutput* out;
-  bool pairs;  // out is bf16 without an activation, its stride even: store_bf16_pairs may serve
+  bool pairs;  // out is bf16 without an activation, its stride even: store_group_bf16 may serve
 };
 
 struct BlockKernel {

@@ -10,7 +10,7 @@
 
 #include <cstring>
 
-#include "cpu/block_linear.h"
+#include "cpu/block_linear_store.h"
 #include "cpu/scratch.h"
 
 namespace trimtab {
@@ -104,7 +104,8 @@ void block_1x16_avx512(const BlockTask& t) {
       if (now == 4) walk<4>(columns, outputs, x, t.panel_bytes, sums);
       else if (now == 2) walk<2>(columns, outputs, x, t.panel_bytes, sums);
       else walk<1>(columns, outputs, x, t.panel_bytes, sums);
-      store_group(t, g, p, now, sums, kSparseM, now * kSparseM);
+      store_group_bf16<true>(t, g, p, now, reinterpret_cast<const uint32_t*>(sums), kSparseM,
+                             now * kSparseM);
       p += now;
     }
   });

@@ -6,9 +6,8 @@
 //   A tile of fewer k costs a product as many cycles: 16 x 16 blocks of bf16 run at half the rate.
 #include <immintrin.h>
 
-#include "cpu/block_linear.h"
+#include "cpu/block_linear_store.h"
 #include "cpu/isa.h"
-#include "cpu/sparse_store_bf16.h"
 
 namespace trimtab {
 namespace {
@@ -146,18 +145,6 @@ void panels(const Walk& walk, const BlockGroup& g, const char* x, uint32_t* sums
   }
 }
 
-// store_group, by pairs of outputs where they fit.
-void store_pairs(const BlockTask& t, const BlockGroup& g, int64_t panel, int count,
-                 const uint32_t* sums) {
-  if (!t.pairs || g.cols % 32 != 0) return store_group(t, g, panel, count, sums, kPanelSums);
-  for (int p = 0; p < count; ++p, sums += kPanelSums) {
-    const int64_t m = (panel + p) * kSparseM, left = t.rows - m;
-    for (int n = 0; n < g.cols; n += 32)
-      store_bf16_pairs(*t.out, reinterpret_cast<const float*>(sums) + n * kSparseM, kSparseM,
-                       t.m + m, int(left < kSparseM ? left : kSparseM), g.n + n);
-  }
-}
-
 template <bool kInt8>
 void run(const BlockTask& t) {
   const Walk walk(t);
@@ -172,7 +159,7 @@ void run(const BlockTask& t) {
       if (now == 4) panels<kInt8, 4>(walk, g, x, sums);
       else if (now == 2) panels<kInt8, 2>(walk, g, x, sums);
       else panels<kInt8, 1>(walk, g, x, sums);
-      store_pairs(t, g, p, now, sums);
+      store_group_bf16<kInt8>(t, g, p, now, sums, kPanelSums);
       p += now;
     }
   });
