@@ -103,7 +103,6 @@ class Expander {
     count_ = int(steps_ - step_ < kChunk ? steps_ - step_ : kChunk);
     step_ += count_;
     row_ = 0;
-    bits_ahead_.advance();
     return true;
   }
 
@@ -112,6 +111,7 @@ class Expander {
     for (; row_ < until; ++row_) {
       expand_row();
       values_ahead_.advance();
+      bits_ahead_.advance();
     }
   }
 
@@ -125,7 +125,7 @@ class Expander {
     const int64_t chunks = (steps_ + kChunk - 1) / kChunk;
     values_ahead_.begin(values + start[after], values + start[end], rows_ * chunks);
     bits_ahead_.begin(s_.weight.bits + after * s_.row_bytes, s_.weight.bits + end * s_.row_bytes,
-                      chunks);
+                      rows_ * chunks);
   }
 
   void expand_row() {
