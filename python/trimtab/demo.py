@@ -46,7 +46,7 @@ INSTALL = """    pip install transformers safetensors tokenizers
 or, in a source checkout, `make demo`."""
 
 # Rounds stop here on a slow machine (never before three of them), so that the demo stays short.
-SECONDS_OF_ROUNDS = 80
+SECONDS_OF_ROUNDS = 60
 MAX_TOKENS = 512  # position embeddings of the model
 
 
