@@ -234,6 +234,79 @@ def fsdp_in_bf16() -> None:
     assert_same(net, nets[1])
 
 
+# --- 8-bit states of pieces
+
+CODED: dict[str, Any] = {"lr": 0.01, "torch_tails": False, "state_dtype": "int8"}
+
+
+def coded(cut: bool, features: int) -> tuple[nn.Module, Any]:
+    """A matrix [32, features] with 8-bit states, and a bias that is too small for them."""
+    torch.manual_seed(0)
+    net: nn.Module = nn.Linear(features, 32)
+    net = fully_shard(net, mesh=mesh()) if cut else net
+    return net, optim.AdamW(net.parameters(), min_8bit_numel=256, **CODED)
+
+
+def coded_step(step: int, *pairs: tuple[nn.Module, Any]) -> None:
+    generator = torch.Generator().manual_seed(step)
+    for number in range(2):
+        grad = None
+        for net, _ in pairs:
+            p = list(net.parameters())[number]
+            grad = torch.randn(p.shape, generator=generator) if grad is None else grad
+            cut = isinstance(p, DTensor)
+            p.grad = distribute_tensor(grad, p.device_mesh, p.placements) if cut else grad.clone()
+    for _, optimizer in pairs:
+        optimizer.step()
+
+
+def loaded(cut: bool, net: nn.Module, saved: Any) -> tuple[nn.Module, Any]:
+    """Another model with the weights of ``net``, which is whole, and its optimizer with the states of ``saved``."""
+    other, optimizer = coded(cut, 256)
+    states.set_optimizer_state_dict(other, optimizer, copy.deepcopy(saved), options=FULL)
+    for p, q in zip(other.parameters(), net.parameters(), strict=True):
+        full = q.detach()
+        p.data.copy_(distribute_tensor(full, p.device_mesh, p.placements) if cut else full)
+    return other, optimizer
+
+
+def fsdp_8_bit() -> None:
+    """Where no block spans processes: the bits of one process, and state dicts to it and back."""
+    net, ours = coded(True, 256)
+    want, theirs = coded(False, 256)
+    for step in range(3):
+        coded_step(step, (net, ours), (want, theirs))
+    assert_same(net, want)
+    assert ours.state[net.weight]["exp_avg_codes"].numel() == 16 * 256
+    assert ours.state[net.bias]["exp_avg"].dtype == torch.float32
+    of_pieces = states.get_optimizer_state_dict(net, ours, options=FULL)
+    of_one = states.get_optimizer_state_dict(want, theirs, options=FULL)
+    others = [loaded(True, want, of_one)]
+    if dist.get_rank() == 0:  # who alone has the whole
+        others += [loaded(False, want, of_pieces)]
+    coded_step(3, (net, ours), (want, theirs), *others)
+    for other, _ in ((net, ours), *others):
+        assert_same(other, want)
+
+
+def fsdp_8_bit_goes_on() -> None:
+    """Pieces that end within a block: state_dict() and load_state_dict() lose nothing."""
+    net, ours = coded(True, 77)
+    for step in range(3):
+        coded_step(step, (net, ours))
+    saved = copy.deepcopy(ours.state_dict())
+    assert isinstance(saved["state"][0]["exp_avg"], DTensor)
+    assert saved["state"][0]["exp_avg"].shape == net.weight.shape
+    other, again = coded(True, 77)
+    for p, q in zip(other.parameters(), net.parameters(), strict=True):
+        p.data.copy_(q.data)
+    again.load_state_dict(saved)
+    for step in range(3, 5):
+        coded_step(step, (net, ours), (other, again))
+    for p, q in zip(other.parameters(), net.parameters(), strict=True):
+        assert same_bits(p.to_local(), q.to_local())
+
+
 # --- what the pieces must agree on
 
 

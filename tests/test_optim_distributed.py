@@ -50,6 +50,14 @@ def test_fsdp_in_bf16(both: Processes) -> None:
     both.run(optim_processes.fsdp_in_bf16)
 
 
+def test_fsdp_8_bit(both: Processes) -> None:
+    both.run(optim_processes.fsdp_8_bit)
+
+
+def test_fsdp_8_bit_goes_on(both: Processes) -> None:
+    both.run(optim_processes.fsdp_8_bit_goes_on)
+
+
 def test_clipping(both: Processes) -> None:
     both.run(optim_processes.clipping)
 

@@ -93,6 +93,17 @@ def test_nearest_code(is_signed: bool, isa: str) -> None:
     assert (got <= best + 1e-7 * np.abs(y)).all()
 
 
+@pytest.mark.parametrize("n", [1, 256, 5003])
+def test_codes_of_what_codes_stand_for(n: int) -> None:
+    """A block whose largest magnitude is negative, for which there is no code, keeps its values too."""
+    x = torch.randn(n, generator=torch.Generator().manual_seed(2))
+    x[0] = -9.0
+    x = memory.decode(*memory.encode(x, True), True)
+    if n > 1:
+        assert not torch.equal(memory.decode(*memory.encode(x, True), True), x)
+    assert torch.equal(memory.decode(*memory.encode_again(x, True), True), x)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_is_not_zeroed(bad: float, isa: str) -> None:
     x = torch.ones(600)

@@ -35,7 +35,8 @@ class StepOptions(TypedDict, total=False):
     zero_grads: set the gradients to zero in the same pass. A skipped step zeroes them too.
     skip_nonfinite: leave everything as it is if a gradient is NaN or Inf; ``skipped_steps`` counts.
     state_dtype: of the states, where torch takes the parameter's: float32, bfloat16, float16 or their
-        names; "int8" for 8-bit codes, 256 to a float32 scale (https://arxiv.org/abs/2110.02861).
+        names; "int8" for 8-bit codes, 256 to a float32 scale (https://arxiv.org/abs/2110.02861); of
+        DTensors each process codes its piece.
     min_8bit_numel: smaller parameters keep float32 states with "int8", as is usual: they cost
         little, and biases and norms matter. 4096.
     rounding: "nearest", or "stochastic" for 8-bit and bfloat16 states and bfloat16 parameters
@@ -296,13 +297,22 @@ class FusedStep(torch.optim.Optimizer):
                 f"{type(self).__name__}: the same parameter twice in one group; it would step twice"
             )
 
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's; 8-bit states of DTensors are in there as float32, so that they reshard.
+
+        Cut as before, they load to the same values; cut otherwise they are rounded once more.
+        """
+        found = super().state_dict()
+        return memory.whole_state_dict(self, found) if self.state_dtype == torch.int8 else found
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's; refuses states of another optimizer, and keeps wide states wide.
 
         With state_dtype="int8" float states are rounded to codes; 8-bit states load into any
         optimizer, as what they stand for.
         """
-        given, state_dict = state_dict, memory.plain_state_dict(self, state_dict)
+        given = memory.one_form(self, state_dict)
+        state_dict = memory.plain_state_dict(self, given)
         self._check_states(state_dict)
         memory.check_masters(self, self._saved_states(given))
         super().load_state_dict(state_dict)

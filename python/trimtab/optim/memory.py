@@ -2,8 +2,9 @@
 
 An 8-bit state ``exp_avg`` is stored as ``exp_avg_codes`` (uint8, the parameter's shape) and
 ``exp_avg_scales`` (float32, one for 256 codes in the order of memory): csrc/math/dynamic_code.h. The
-param groups then say ``state_format``. A master is ``param_remainder`` (int16) or
-``param_compensation`` (bfloat16): csrc/math/master.h.
+param groups then say ``state_format``. Of a DTensor they are this process's, in its own blocks; its
+state dict holds ``exp_avg`` itself, a float32 DTensor, which reshards. A master is
+``param_remainder`` (int16) or ``param_compensation`` (bfloat16): csrc/math/master.h.
 """
 
 from __future__ import annotations
@@ -105,6 +106,36 @@ def decode(codes: Tensor, scales: Tensor, is_signed: bool) -> Tensor:
     return x
 
 
+def encode_again(x: Tensor, is_signed: bool) -> tuple[Tensor, Tensor]:
+    """encode, but what decode has given keeps its values.
+
+    -1 has no code: where the largest magnitude of a block was negative, it reads as a little less than
+    the scale, and its block, coded once more by that, would be rounded once more. Such a block is known
+    by the scale with which all of it are values of codes.
+    """
+    codes, scales = encode(x, is_signed)
+    if not is_signed or not x.numel():
+        return codes, scales
+    n = x.numel()
+    pad = (0, -n % BLOCK)
+    flat, back = (t.as_strided((n,), (1,)) for t in (x, decode(codes, scales, True)))
+    blocks, back = (torch.nn.functional.pad(t, pad).view(-1, BLOCK) for t in (flat, back))
+    at = (blocks.ne(back).any(1) & blocks.isfinite().all(1)).nonzero().flatten()
+    blocks = blocks[at]
+    table = decode(torch.arange(256, dtype=torch.uint8), torch.ones(1), True).to(x.device)
+    middles = (table[1:] + table[:-1]) / 2
+    guess = -scales[at] / table[0]
+    up, down = guess.nextafter(guess * 2), guess.nextafter(guess * 0)
+    for scale in (down, up, guess):
+        found = torch.bucketize(blocks / scale[:, None], middles)
+        fits = (table[found] * scale[:, None]).eq(blocks).all(1)
+        all_codes = torch.nn.functional.pad(codes.as_strided((n,), (1,)), pad).view(-1, BLOCK)
+        all_codes[at[fits]] = found[fits].to(torch.uint8)
+        codes.as_strided((n,), (1,)).copy_(all_codes.flatten()[:n])
+        scales[at[fits]] = scale[fits]
+    return codes, scales
+
+
 def keep_codes(
     state: dict[str, Any], name: str, like: Tensor, make: Callable[[], Tensor]
 ) -> tuple[Tensor, Tensor]:
@@ -115,15 +146,30 @@ def keep_codes(
     value = state.pop(name, None)
     if codes is not None and scales is not None:
         value = decode(codes, scales, name in SIGNED)
-    if value is None:
-        value = make()
+    value, coder = (make(), encode) if value is None else (value, encode_again)
     dense = torch.empty_like(like, dtype=torch.float32).copy_(value)
-    codes, scales = encode(dense, name in SIGNED)
+    codes, scales = coder(dense, name in SIGNED)
     state[f"{name}_codes"], state[f"{name}_scales"] = codes, scales
     return codes, scales
 
 
 # --- checkpoints
+
+
+def whole_state_dict(optimizer: FusedStep, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """With 8-bit states of DTensors as float32 DTensors: blocks of other pieces would be others."""
+    states = dict(state_dict["state"])
+    params = (param for group in optimizer.param_groups for param in group["params"])
+    keys = (key for group in state_dict["param_groups"] for key in group["params"])
+    for param, key in zip(params, keys):
+        if not shards.is_sharded(param) or key not in states:
+            continue
+        saved = states[key] = dict(states[key])
+        for coded in [k for k in saved if k.endswith("_codes")]:
+            name = coded.removesuffix("_codes")
+            wide = decode(saved.pop(coded), saved.pop(f"{name}_scales"), name in SIGNED)
+            saved[name] = shards.like(wide, param)
+    return {**state_dict, "state": states}
 
 
 def plain_state_dict(optimizer: FusedStep, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -154,6 +200,30 @@ def plain_state_dict(optimizer: FusedStep, state_dict: dict[str, Any]) -> dict[s
             elif not key.endswith("_scales") and key not in masters:
                 state[key] = value
     return {**state_dict, "state": states, "param_groups": groups}
+
+
+def one_form(optimizer: FusedStep, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """With each state in one form.
+
+    torch.distributed.checkpoint puts what it loads beside what the optimizer had. Of codes and floats
+    of one state, those that this optimizer does not save are what was loaded.
+    """
+    if not {"state", "param_groups"} <= state_dict.keys():
+        return state_dict
+    states = dict(state_dict["state"])
+    for group, given in zip(optimizer.param_groups, state_dict["param_groups"]):
+        for param, index in zip(group["params"], given["params"]):
+            saved = states.get(index)
+            if not isinstance(saved, dict):
+                continue
+            has_codes = is_coded(optimizer, param) and not shards.is_sharded(param)
+            saved = states[index] = dict(saved)
+            for name in [k.removesuffix("_codes") for k in saved if k.endswith("_codes")]:
+                if name not in saved:
+                    continue
+                for key in (f"{name}_codes", f"{name}_scales") if has_codes else (name,):
+                    saved.pop(key, None)
+    return {**state_dict, "state": states}
 
 
 def _checked(name: str, base: str, codes: Tensor, scales: Any) -> Tensor:
@@ -196,7 +266,9 @@ def restore(optimizer: FusedStep, states: Iterable[tuple[Tensor, dict[str, Any]]
         if not is_coded(optimizer, param):
             continue
         for name in optimizer.all_state_names:
-            if f"{name}_codes" in saved:
+            if f"{name}_codes" in saved and shards.is_sharded(param):
+                state[name] = shards.cut(state[name], param)
+            elif f"{name}_codes" in saved:
                 state.pop(name, None)
                 for key in (f"{name}_codes", f"{name}_scales"):
                     state[key] = saved[key].clone()

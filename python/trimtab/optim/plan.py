@@ -227,13 +227,11 @@ class Plan:
         names: tuple[str, ...],
         tensors: dict[int, Tensor],
     ) -> None:
-        """8-bit states."""
-        if shards.is_sharded(param):
-            raise RuntimeError(
-                f"{self.name}: {self._where(at)}: no 8-bit states for a DTensor: a block of 256 "
-                'would span processes; state_dtype="bfloat16" can be had'
-            )
+        """8-bit states; of a DTensor those of this process's piece, in blocks of their own."""
         state = optimizer.state[param]
+        for name in names:
+            if shards.is_sharded(param) and isinstance(state.get(name), Tensor):  # a checkpoint's
+                state[name] = shards.piece(state[name], param, f"{self.name}: {name}")
         self.table["state_dtype"][at] = library.DYNAMIC8
         for slot, name in enumerate(names):
 

@@ -57,6 +57,16 @@ def like(value: Tensor, param: Tensor) -> Tensor:
     )
 
 
+def cut(value: Tensor, param: Tensor) -> Tensor:
+    """A whole tensor, which every process has, cut like ``param``."""
+    if is_sharded(value):
+        return value
+    mesh, placements = _cut(param)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value, mesh, placements, src_data_rank=None)
+
+
 def _cut(tensor: Any) -> tuple[Any, Any]:
     return tensor.device_mesh, tensor.placements
 
