@@ -172,8 +172,8 @@ def test_lamb_error_inputs(options: dict, match: str) -> None:
 
 MATRIX = ("Adafactor", "Muon")
 SHAPES = {
-    "Adafactor": ((7,), (1,), (33, 17), (5, 1), (3, 8, 5), (64, 96), ()),
-    "Muon": ((33, 17), (17, 33), (5, 1), (64, 96)),
+    "Adafactor": ((7,), (1,), (33, 17), (5, 1), (3, 8, 5), (64, 96), (33, 17), (7,), (), (3, 8, 5)),
+    "Muon": ((33, 17), (17, 33), (5, 1), (64, 96), (17, 33), (33, 17), (64, 96)),
 }
 INFOS = {info.optim_cls.__name__: info for info in optim_db if info.optim_cls.__name__ in MATRIX}
 DTYPES = (torch.float32, torch.bfloat16)
@@ -223,6 +223,31 @@ def assert_same(ours, theirs) -> None:
             for key, value in theirs.state[q].items():
                 mine = ours.state[p][key]
                 assert optim_cases.same_bits(mine.reshape(-1), value.reshape(-1)), key
+
+
+@pytest.mark.parametrize("shape", [(16, 48), (65, 31)], ids=ident)
+def test_muon_together_is_muon_alone(shape: tuple[int, int], monkeypatch) -> None:
+    """Many matrices of one shape against one at a time: at most roundings of the direction apart."""
+    params = optim_cases.parameters([shape] * 40)
+    twins = optim_cases.clones(params)
+    ours, theirs = optim.Muon(params, lr=0.1), torch.optim.Muon(twins, lr=0.1)
+    monkeypatch.setattr("trimtab.optim.matrix.BATCH", 16 * shape[0] * shape[1])
+    for step in range(3):
+        optim_cases.set_gradients(step, params, twins)
+        ours.step()
+        theirs.step()
+    for p, q in zip(params, twins):
+        torch.testing.assert_close(p, q, rtol=0, atol=0.1 * 2**-6)
+        assert float((p != q).float().mean()) < 0.05
+
+
+def test_muon_in_bf16_keeps_its_momentum() -> None:
+    """Without Nesterov torch 2.13 divides the buffer itself by its norm, in bfloat16."""
+    (p,) = optim_cases.parameters([(8, 6)], torch.bfloat16)
+    ours = optim.Muon([p], nesterov=False, momentum=0.5)
+    p.grad = torch.ones_like(p)
+    ours.step()
+    assert ours.state[p]["momentum_buffer"].eq(0.5).all()
 
 
 @pytest.mark.parametrize("name", MATRIX)

@@ -11,11 +11,13 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from .base import StepOptions
-from .matrix import MatrixStep
+from .matrix import MatrixStep, batches
 
 
 class Adafactor(MatrixStep, torch.optim.Adafactor):
     """``torch.optim.Adafactor`` with the options of :class:`StepOptions`; torch's bits.
+
+    Tensors of one shape are stepped together.
 
     Its second moment is a row and a column (Shazeer and Stern, https://arxiv.org/abs/1804.04235).
     """
@@ -70,23 +72,32 @@ class Adafactor(MatrixStep, torch.optim.Adafactor):
                 )
 
     def _update(self, group: dict[str, Any], grads: dict[Tensor, Tensor]) -> None:
-        states = [self._state(param, grad) for param, grad in grads.items()]
-        adafactor(
-            list(grads),
-            list(grads.values()),
-            [state.get("row_var") for state in states],
-            [state.get("col_var") for state in states],
-            [state.get("variance") for state in states],
-            [state["step"] for state in states],
-            d=group["d"],
-            lr=group["lr"],
-            beta2_decay=group["beta2_decay"],
-            weight_decay=group["weight_decay"],
-            eps1=group["eps"][0],
-            eps2=group["eps"][1],
-            foreach=group["foreach"],
-            maximize=group["maximize"],
-        )
+        states = {param: self._state(param, grad) for param, grad in grads.items()}
+        eps = group["eps"][0]
+        if eps is None:  # of the first, as in torch
+            eps = torch.finfo(next(iter(grads)).dtype).eps
+        for params in batches(grads, lambda param: float(states[param]["step"])):
+            own = [grads[param] for param in params]
+            if len(params) > 1:
+                _step_together(group, eps, params, own, [states[param] for param in params])
+                continue
+            state = states[params[0]]
+            adafactor(
+                params,
+                own,
+                [state.get("row_var")],
+                [state.get("col_var")],
+                [state.get("variance")],
+                [state["step"]],
+                d=group["d"],
+                lr=group["lr"],
+                beta2_decay=group["beta2_decay"],
+                weight_decay=group["weight_decay"],
+                eps1=eps,
+                eps2=group["eps"][1],
+                foreach=group["foreach"],
+                maximize=group["maximize"],
+            )
 
     def _state(self, param: Tensor, grad: Tensor) -> dict[str, Any]:
         state = self.state[param]
@@ -98,3 +109,52 @@ class Adafactor(MatrixStep, torch.optim.Adafactor):
             else:
                 state["variance"] = torch.zeros_like(grad)
         return state
+
+
+def _step_together(
+    group: dict[str, Any],
+    eps: float,
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[dict[str, Any]],
+) -> None:
+    """torch's adafactor for several tensors of one shape and step: elementwise the same operations."""
+    lr, numel = float(group["lr"]), params[0].numel()
+    torch._foreach_add_([state["step"] for state in states], 1.0)
+    step = float(states[0]["step"])
+    weight = step ** group["beta2_decay"]
+    rate = min(lr, 1 / step**0.5)
+    norms = torch.stack(torch._foreach_norm(params, 2)).tolist()
+    alphas = [max(group["eps"][1], norm / numel**0.5) * rate for norm in norms]
+    if group["weight_decay"] != 0:
+        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+    grad = torch.stack(grads)
+    if group["maximize"]:
+        grad = grad.neg_()
+    if params[0].dim() > 1:
+        means = []
+        for name, dim in (("row_var", -1), ("col_var", -2)):
+            mean = torch.linalg.vector_norm(grad, dim=dim, keepdim=True).square_()
+            means.append(_average(states, name, mean.div_(grad.shape[dim]), weight))
+        row, column = means
+        update = row @ column
+        update.div_(row.mean(dim=-2, keepdim=True).clamp_(min=eps))
+    else:
+        update = _average(states, "variance", grad * grad, weight)
+    updates = list(update.clamp_(min=eps * eps))
+    if update.dtype == torch.float32:
+        update.rsqrt_()
+    else:  # whose last elements, which fill no vector, torch rounds otherwise
+        torch._foreach_rsqrt_(updates)
+    update.mul_(grad)
+    norms = torch.stack(torch._foreach_norm(updates, 2)).tolist()
+    for param, own, alpha, norm in zip(params, updates, alphas, norms):
+        param.add_(own, alpha=-alpha / max(1.0, norm / (numel**0.5 * group["d"])))
+
+
+def _average(states: list[dict[str, Any]], name: str, value: Tensor, weight: float) -> Tensor:
+    """The state ``name`` of all, one on top of the other, moved towards ``value``."""
+    kept = [state[name] for state in states]
+    average = torch.stack(kept).lerp_(value, weight)
+    torch._foreach_copy_(kept, list(average))
+    return average

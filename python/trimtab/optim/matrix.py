@@ -1,13 +1,13 @@
 """The step of optimizers that see a parameter as a matrix: torch's kernels inside our own passes.
 
 Row means, column means and Newton-Schulz products do not fit the one pass of the elementwise rules.
-These classes keep torch's functions, and so torch's bits, and add what :class:`FusedStep` folds in
-around them.
+These classes keep torch's formulas, apply them to many tensors of one shape at once, and add what
+:class:`FusedStep` folds in around them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,21 @@ from torch import Tensor
 
 from . import library
 from .base import FusedStep
+
+BATCH = 1 << 20  # elements that are stepped at once: few, so that they stay in the cache
+
+
+def batches(
+    params: Iterable[Tensor], key: Callable[[Tensor], Hashable] = lambda param: None
+) -> Iterator[list[Tensor]]:
+    """Parameters of equal shape, dtype, device and key, at most BATCH elements together or one."""
+    alike: dict[Hashable, list[Tensor]] = {}
+    for param in params:
+        alike.setdefault((param.shape, param.dtype, param.device, key(param)), []).append(param)
+    for found in alike.values():
+        most = max(1, BATCH // max(found[0].numel(), 1))
+        for start in range(0, len(found), most):
+            yield found[start : start + most]
 
 
 class MatrixStep(FusedStep):

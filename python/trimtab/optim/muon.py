@@ -7,17 +7,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, DEFAULT_NS_STEPS, EPS, muon
+from torch.optim._muon import (
+    DEFAULT_A,
+    DEFAULT_B,
+    DEFAULT_C,
+    DEFAULT_NS_STEPS,
+    EPS,
+    _adjust_lr,
+    muon,
+)
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from .adam import AdamW
 from .base import StepOptions
-from .matrix import MatrixStep
+from .matrix import MatrixStep, batches
 
 
 class Muon(MatrixStep, torch.optim.Muon):
-    """``torch.optim.Muon`` with the options of :class:`StepOptions`; torch's bits.
+    """``torch.optim.Muon`` with the options of :class:`StepOptions`.
+
+    Matrices of one shape go through Newton-Schulz together: as torch's bits wherever torch.bmm rounds a
+    product as torch.mm does, which it does but for single elements of small matrices; there they are
+    one bfloat16 rounding of the direction apart. A matrix alone has torch's bits. (With bfloat16
+    parameters and without Nesterov torch 2.13 overwrites its momentum; this does not.)
 
     Momentum whose singular values Newton-Schulz iterations bring near 1 (Jordan,
     https://kellerjordan.github.io/posts/muon/). For matrices only; see :func:`split_muon`.
@@ -65,20 +78,61 @@ class Muon(MatrixStep, torch.optim.Muon):
         for param, grad in grads.items():
             if "momentum_buffer" not in self.state[param]:
                 self.state[param]["momentum_buffer"] = torch.zeros_like(grad)
-        muon(
-            list(grads),
-            list(grads.values()),
-            [self.state[param]["momentum_buffer"] for param in grads],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            momentum=group["momentum"],
-            nesterov=group["nesterov"],
-            ns_coefficients=group["ns_coefficients"],
-            eps=group["eps"],
-            ns_steps=group["ns_steps"],
-            adjust_lr_fn=group["adjust_lr_fn"],
-            has_complex=False,
-        )
+        for params in batches(grads):
+            own = [grads[param] for param in params]
+            buffers = [self.state[param]["momentum_buffer"] for param in params]
+            # torch's own would normalize a bfloat16 buffer itself in place of a copy.
+            spoils = not group["nesterov"] and buffers[0].dtype == torch.bfloat16
+            if len(params) > 1 or spoils:
+                _step_together(group, params, own, buffers)
+                continue
+            muon(
+                params,
+                own,
+                buffers,
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                momentum=group["momentum"],
+                nesterov=group["nesterov"],
+                ns_coefficients=group["ns_coefficients"],
+                eps=group["eps"],
+                ns_steps=group["ns_steps"],
+                adjust_lr_fn=group["adjust_lr_fn"],
+                has_complex=False,
+            )
+
+
+def _step_together(
+    group: dict[str, Any], params: list[Tensor], grads: list[Tensor], buffers: list[Tensor]
+) -> None:
+    """torch's muon for several matrices of one shape."""
+    lr = float(group["lr"])
+    torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+    update = torch.stack(buffers)
+    if group["nesterov"]:
+        update = torch.stack(grads).lerp_(update, group["momentum"])
+    updates = orthogonalize(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
+    torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+    step = -_adjust_lr(lr, group["adjust_lr_fn"], params[0].shape)
+    torch._foreach_add_(params, list(updates), alpha=step)
+
+
+def orthogonalize(
+    x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> Tensor:
+    """The bfloat16 Newton-Schulz iteration of torch.optim.Muon, of each matrix of ``x`` [B, M, N]."""
+    if steps >= 100:
+        raise ValueError(f"Muon: expected ns_steps below 100, got {steps}")
+    if len(coefficients) != 3:
+        raise ValueError(f"Muon: expected three ns_coefficients, got {len(coefficients)}")
+    a, b, c = coefficients
+    x = x.bfloat16()
+    x = x.div(torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp_(min=eps))
+    wide = x if x.shape[1] <= x.shape[2] else x.transpose(1, 2)
+    for _ in range(steps):
+        gram = wide @ wide.transpose(1, 2)
+        wide = torch.baddbmm(wide, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+    return wide if x.shape[1] <= x.shape[2] else wide.transpose(1, 2)
 
 
 def split_muon(
