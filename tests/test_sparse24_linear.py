@@ -207,6 +207,15 @@ def test_fake() -> None:
         meta_call(activation="swish")
 
 
+def test_cpu_tensors_are_refused() -> None:
+    metadata = torch.full((1, 1, 32), 0x44444444, dtype=torch.int32)
+    half = torch.bfloat16
+    with pytest.raises(RuntimeError, match="expected tensors on a GPU, got them on the CPU"):
+        ops.sparse24_linear(
+            torch.zeros(3, 64, dtype=half), torch.zeros(16, 32, dtype=half), metadata
+        )
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_gradients(dtype, generator) -> None:
     """Against autograd of the dense product, the kernel in the simulator."""

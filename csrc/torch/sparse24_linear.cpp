@@ -42,6 +42,9 @@ Tensor sparse24_linear(const Tensor& x, const Tensor& values, const Tensor& meta
                         place_of(x));
   TT_CHECK(args.values_dtype != TT_F32, kOp,
            ": expected values of bfloat16, float16 or int8, got float32");
+  TT_CHECK(
+      args.place.is_cuda(), kOp,
+      ": expected tensors on a GPU, got them on the CPU, where a 2:4 weight is bitmap_linear's");
   const CudaCall call(kOp, args.place);
   const Rows rows = cuda_rows(x);
   const tt_sparse24_weight weight =
@@ -64,6 +67,11 @@ TT_OPS(m) {
   m.def(
       "sparse24_linear.inference(Tensor x, Tensor values, Tensor metadata, "
       "Tensor? weight_scale=None, Tensor? bias=None, int activation=0) -> Tensor");
+}
+
+TT_CPU_OPS(m) {  // for the message
+  m.impl("sparse24_linear", TORCH_BOX(&sparse24_linear));
+  m.impl("sparse24_linear.inference", TORCH_BOX(&sparse24_linear));
 }
 
 TT_CUDA_OPS(m) {

@@ -11,10 +11,12 @@
 #include <trimtab/quantize_int8.h>
 #include <trimtab/rms_norm_quantize_int8.h>
 #include <trimtab/silu_mul_quantize_int8.h>
+#include <trimtab/sparse24_linear.h>
 
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -160,4 +162,26 @@ tt_status tt_int8_weight_mm_cuda(const void* x, tt_dtype dtype, int64_t x_stride
   const Packed packed(b, b_stride, N, K);
   return tt_int8_weight_mm(x, dtype, x_stride, packed.get(), group, zero_point, M, N, K, epilogue,
                            nullptr);
+}
+
+int64_t tt_sparse24_linear_cuda_workspace(int64_t, int64_t, tt_dtype) { return kWorkspace; }
+
+// int8 values alone, whose positions are 0 and 1 in every group.
+tt_status tt_sparse24_linear_cuda(const void* x, tt_dtype dtype, int64_t x_stride, int64_t M,
+                                  const tt_sparse24_weight* w, const tt_epilogue* epilogue,
+                                  void* workspace, tt_stream stream) {
+  if (const tt_status status = check_call(stream)) return status;
+  if (const tt_status status = check_workspace(workspace)) return status;
+  if (w->dtype != TT_I8 || w->row_bytes % 16 != 0) return wrong("pretend: not int8 in whole rows");
+  const int64_t words = (w->N + 15) / 16 * ((w->K + 63) / 64) * 32;
+  for (int64_t i = 0; i < words; ++i)
+    if (w->metadata[i] != 0x44444444) return wrong("pretend: other positions than 0 and 1");
+  std::vector<int8_t> dense(size_t(w->N * w->K));
+  for (int64_t n = 0; n < w->N; ++n)
+    for (int64_t k = 0; k < w->K; ++k)
+      if (k % 4 < 2)
+        dense[size_t(n * w->K + k)] =
+            static_cast<const int8_t*>(w->values)[n * w->row_bytes + k / 4 * 2 + k % 4];
+  const Packed packed(dense.data(), w->K, w->N, w->K);
+  return tt_int8_linear(x, dtype, x_stride, packed.get(), M, w->N, w->K, epilogue, nullptr);
 }

@@ -111,9 +111,33 @@ def cuda():
     zero = torch.randint(-9, 9, (3, 5), dtype=torch.int8)
     want = plain.int8_weight_mm(*numpy(x, b, scale, zero), None, 8)
     same(ops.int8_weight_mm.inference(x, b, scale, zero, None, 8), want)
+    sparse24()
     assert not calls
     refusals()
     many_rows()
+
+
+def sparse24():
+    """A 2:4 weight that keeps the first two of every four."""
+    x, scale, bias = torch.randn(2, 3, 72), torch.rand(20), torch.randn(20)
+    values = weight_of(20, 36)
+    metadata = torch.full((2, 2, 32), 0x44444444, dtype=torch.int32)
+    dense = torch.zeros(20, 18, 4, dtype=torch.int8)
+    dense[:, :, :2] = values.reshape(20, 18, 2)
+    want = plain.int8_linear(*numpy(x, dense.view(20, 72), scale, bias), "silu")
+    for overload in (ops.sparse24_linear.default, ops.sparse24_linear.inference):
+        same(overload(x, values, metadata, scale, bias, 4), want)
+    call = ops.sparse24_linear.default
+    for text, args in {
+        "expected values [N, 36] for K=72": (x, values[:, :34], metadata, scale),
+        "that start on whole 16 bytes, got a stride of 36": (
+            *(x, values.contiguous(), metadata, scale),
+        ),
+        "expected contiguous metadata [2, 2, 32]": (x, values, metadata[:1], scale),
+        "expected values of bfloat16, float16 or int8, got float32": (x, values.float(), metadata),
+        "expected weight_scale [N=20] float32 for int8 values": (x, values, metadata),
+    }.items():
+        expect_error(text, call, *args)
 
 
 def refusals():
