@@ -11,13 +11,13 @@ namespace {
 // How far ahead memory is asked for: the encoding asks for nothing, and the hardware stops at pages.
 constexpr int64_t kCodedAhead = 2 * kDynamicBlock;
 
-// One block; codes and scales point at its own.
+// One block, into floats and scales; codes and scales point at its own.
 template <class V, class Rule>
 TT_INLINE void update_coded_block(const typename Rule::Constants& c, float* p, const float* g,
-                                  uint8_t* const* codes, float* const* scales) {
+                                  const uint8_t* const* codes, float* const* scales,
+                                  float (*floats)[kDynamicBlock]) {
   using U = typename WordsOf<V>::type;
   constexpr int kStates = Rule::kStates;
-  alignas(64) float floats[kStates][kDynamicBlock];
   V values[kStates], scale[kStates], largest[kStates];
   for (int k = 0; k < kStates; ++k) {
     scale[k] = V(*scales[k]);
@@ -41,26 +41,40 @@ TT_INLINE void update_coded_block(const typename Rule::Constants& c, float* p, c
       values[k].store(&floats[k][i]);
     }
   }
-  for (int k = 0; k < kStates; ++k) {
+  for (int k = 0; k < kStates; ++k) *scales[k] = finite_scale(bits_max_across(largest[k]));
+}
+
+template <class V, class Rule>
+TT_INLINE void encode_coded_block(const float (*floats)[kDynamicBlock], uint8_t* const* codes,
+                                  float* const* scales) {
+  for (int k = 0; k < Rule::kStates; ++k) {
     const auto encode =
         Rule::kSigns >> k & 1 ? encode_block<V, true, false> : encode_block<V, false, false>;
-    *scales[k] = finite_scale(bits_max_across(largest[k]));
     encode(floats[k], *scales[k], RandomKey{}, 0, codes[k], kDynamicBlock);
   }
 }
 
+// A block is encoded after the next one's update, so that nothing waits for its scales.
 template <class V, class Rule>
 void update_coded(const void* constants, float* p, const float* g, uint8_t* const* codes,
                   float* const* scales, int64_t n) {
+  constexpr int kStates = Rule::kStates;
   const typename Rule::Constants c = *static_cast<const typename Rule::Constants*>(constants);
-  uint8_t* code[Rule::kStates];
-  float* scale[Rule::kStates];
-  for (int64_t i = 0; i < n; i += kDynamicBlock) {
-    for (int k = 0; k < Rule::kStates; ++k) {
-      code[k] = codes[k] + i;
-      scale[k] = scales[k] + i / kDynamicBlock;
+  alignas(64) float floats[2][kStates][kDynamicBlock];
+  uint8_t* code[2][kStates];
+  float* scale[2][kStates];
+  const int64_t blocks = n / kDynamicBlock;
+  for (int64_t i = 0; i <= blocks; ++i) {
+    const int now = int(i & 1);
+    if (i < blocks) {
+      const int64_t at = i * kDynamicBlock;
+      for (int k = 0; k < kStates; ++k) {
+        code[now][k] = codes[k] + at;
+        scale[now][k] = scales[k] + i;
+      }
+      update_coded_block<V, Rule>(c, p + at, g + at, code[now], scale[now], floats[now]);
     }
-    update_coded_block<V, Rule>(c, p + i, g + i, code, scale);
+    if (i > 0) encode_coded_block<V, Rule>(floats[1 - now], code[1 - now], scale[1 - now]);
   }
 }
 
