@@ -123,6 +123,28 @@ def demo_training(rows: Rows) -> str:
     return f"{' and '.join(map(str, steps))} steps:\n\n{markdown(head, body)}"
 
 
+def prune(rows: Rows) -> str:
+    """Accuracy a seed and its mean, then the cosines."""
+    models: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        if row["unit"] == "%":
+            model = row["x_value"].partition(",")[0]
+            models.setdefault(model, {}).setdefault(row["mode"], []).append(float(row["y_50"]))
+    body = []
+    for model, ways in models.items():
+        means = {way: sum(values) / len(values) for way, values in ways.items()}
+        best = max(value for way, value in means.items() if way.startswith("dense"))
+        for way, values in ways.items():
+            seeds = ", ".join(f"{value:.1f}" for value in values)
+            lost = "" if way.startswith("dense") else f"{best - means[way]:+.2f}"
+            body.append([model, way, seeds, f"{means[way]:.2f}", lost])
+    out = markdown(["model", "weights", "accuracy a seed, %", "mean", "points lost"], body)
+    cosines = [[row["mode"], f"{float(row['y_50']):.3f}"] for row in rows if row["unit"] == "1"]
+    if cosines:
+        out += "\n" + markdown(["all-MiniLM-L6-v2 at 60 %, one shot", "mean cosine"], cosines)
+    return out
+
+
 def int8_linear(rows: Rows) -> str:
     """A table for each dtype, then who could not be measured and why."""
     out = []
@@ -266,6 +288,7 @@ PARTS: dict[str, Callable[[Rows], str]] = {
     "demo": demo,
     "demo_training": demo_training,
     "optim": optim,
+    "prune": prune,
     "int8_linear": int8_linear,
     "int8_linear_sweep": int8_linear_sweep,
     "int8_linear_isa": int8_linear_isa,
