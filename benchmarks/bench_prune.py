@@ -1,9 +1,9 @@
 """Accuracy after pruning: a CNN and a transformer on 5,000 MNIST digits, MiniLM's sentence embeddings.
 
 Digits: per seed the dense model learns for DENSE steps; then it goes on as it is, pruned to 90 % on the
-way (cubic schedule, magnitude, one ranking), and pruned to 2:4 at once, each for RETRAIN steps with the same batches
-and learning rate. Accuracy in per cent on 1,000 digits that nobody trains on; the dense one that counts
-is the better of before and after.
+way (cubic schedule, magnitude, one ranking), and pruned to 2:4 at once, each for RETRAIN steps with the
+same batches and learning rate. Accuracy in per cent on 1,000 digits kept aside; the dense one
+that counts is the better of before and after.
 
 Embeddings: all linear layers of all-MiniLM-L6-v2 pruned to 60 % in one shot; mean cosine to the dense
 embedding, on passages that were not among the calibration data.
