@@ -284,10 +284,46 @@ def optim_sizes(rows: Rows) -> str:
     return text
 
 
+def sparse_products(rows: Rows) -> str:
+    """A row a dtype, block, number of tokens and sparsity: how many times longer each other takes."""
+    kinds: dict[tuple[str, ...], dict[str, dict[str, float]]] = {}
+    for row in rows:
+        e, tokens = extra(row), int(row["x_value"].partition(",")[0])
+        block = "×".join(map(str, e["block"])) if "block" in e else ""
+        few = "1 to 16" if tokens <= 16 else "17 to 128" if tokens <= 128 else "more"
+        kind = (row["mode"], block, few, f"{e['sparsity']:.0%}")
+        kinds.setdefault(kind, {}).setdefault(row["x_value"], {})[row["provider"]] = us(row)
+    body = []
+    for (mode, block, few, sparsity), shapes in kinds.items():
+        ours = next(iter(next(iter(shapes.values()))))
+        for name in dict.fromkeys(name for times in shapes.values() for name in times):
+            ratios = [t[name] / t[ours] for t in shapes.values() if name in t and name != ours]
+            if ratios:
+                figures = (f"{value:.2f}" for value in (geomean(ratios), min(ratios), max(ratios)))
+                body.append([f"{mode} {block}".strip(), few, sparsity, name, *figures])
+    head = ["values", "rows of x", "pruned", "against", "× geomean", "worst", "best"]
+    return markdown(head, body)
+
+
+def sparse_dispatcher(rows: Rows) -> str:
+    found = {row["metric"]: row["y_50"] for row in rows if row["mode"] == "summary"}
+    ratios = [us(row) for row in rows if row["metric"] == "ratio"]
+    won = [1 / ratio for ratio in ratios if ratio != 1]
+    return (
+        f"{float(found['points']):.0f} layers: {float(found['slower']):.0f} came out more than 3 % "
+        f"slower than the best dense choice (worst {float(found['worst ratio']):.3f} of its time), "
+        f"{float(found['larger']):.0f} larger than the dense weight. Where swap_ took something else, "
+        f"it was {geomean(won):.2f} × as fast (geomean of {len(won)}).\n"
+    )
+
+
 PARTS: dict[str, Callable[[Rows], str]] = {
     "demo": demo,
     "demo_training": demo_training,
     "optim": optim,
+    "bitmap_linear": sparse_products,
+    "block_linear": sparse_products,
+    "sparse_dispatcher": sparse_dispatcher,
     "prune": prune,
     "int8_linear": int8_linear,
     "int8_linear_sweep": int8_linear_sweep,
