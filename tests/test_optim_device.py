@@ -93,6 +93,77 @@ def test_step(gpu: Any, name: str, options: dict[str, Any], dtype: torch.dtype) 
     compare(gpu, name, dtype=dtype, **options)
 
 
+MEMORY: tuple[tuple[str, torch.dtype, dict[str, Any]], ...] = (
+    ("AdamW", torch.float32, {"state_dtype": "int8"}),
+    ("AdamW", torch.bfloat16, {"state_dtype": "int8", "rounding": "stochastic", "seed": 5}),
+    ("AdamW", torch.bfloat16, {"rounding": "stochastic", "amsgrad": True}),
+    ("AdamW", torch.bfloat16, {"master": "remainder", "state_dtype": "int8"}),
+    ("AdamW", torch.bfloat16, {"master": "remainder", "ema_decay": 0.9, "l1": 0.01}),
+    ("AdamW", torch.bfloat16, {"master": "kahan", "state_dtype": "bf16", "rounding": "stochastic"}),
+    ("RMSprop", torch.float32, {"centered": True, "momentum": 0.9, "state_dtype": "int8"}),
+    ("SGD", torch.float32, {"momentum": 0.9, "dampening": 0.5, "state_dtype": "int8"}),
+    ("Adagrad", torch.float16, {"state_dtype": "int8", "initial_accumulator_value": 0.1}),
+    ("NAdam", torch.float32, {"state_dtype": "bf16", "rounding": "stochastic"}),
+    ("Lion", torch.bfloat16, {"master": "kahan", "state_dtype": "int8", "ema_decay": 0.5}),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "options"), MEMORY, ids=lambda value: optim_cases.ident(value)
+)
+def test_smaller_formats(gpu: Any, name: str, dtype: torch.dtype, options: dict[str, Any]) -> None:
+    def prepare(optimizer: Any) -> None:
+        param = optimizer.param_groups[0]["params"][3]
+        optimizer.set_mask(param, torch.arange(param.numel()) % 5 > 0)
+
+    compare(gpu, name, 2, dtype, (1, 300, 1024, 2049), prepare, min_8bit_numel=256, **options)
+    assert gpu.sim.launches == 2 * 2
+
+
+def test_codes_that_begin_anywhere(gpu: Any) -> None:
+    """Parameters inside one long array: not aligned, but the codes' blocks start with each."""
+    whole = [torch.randn(4000) for _ in range(2)]
+    whole[1].copy_(whole[0])
+    lists = [[torch.nn.Parameter(w[a:b]) for a, b in ((1, 1100), (1100, 2500))] for w in whole]
+    ours, theirs = (optim.AdamW(p, state_dtype="int8", min_8bit_numel=1) for p in lists)
+    for step in range(2):
+        optim_cases.set_gradients(step, *lists)
+        lists[0][1].grad[7] = lists[1][1].grad[7] = 1e30  # of its block all else is coded as 0
+        ours.step()
+        on_cpu(theirs.step)
+    optim_cases.assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"always_adapt": True, "weight_decay": 0.0, "max_grad_norm": 1.0, "zero_grads": True},
+        {"state_dtype": "int8", "rounding": "stochastic", "min_8bit_numel": 1000},
+    ],
+    ids=optim_cases.ident,
+)
+def test_lamb(gpu: Any, dtype: torch.dtype, options: dict[str, Any]) -> None:
+    def prepare(optimizer: Any) -> None:
+        param = optimizer.param_groups[0]["params"][2]
+        optimizer.set_mask(param, torch.arange(param.numel()) % 3 > 0)
+
+    def between(optimizer: Any, step: int) -> None:
+        large = optimizer.param_groups[0]["params"][0].grad
+        large[-1] = 3e38 if step == 1 else 1.0  # its square is no fp32
+
+    sizes = (9000, 1, 700, 4096)
+    compare(gpu, "LAMB", 2, dtype, sizes, prepare, between, **options)
+    assert gpu.sim.launches == 2 * (4 if "max_grad_norm" in options else 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_clipped_as_torch_rounds(gpu: Any, dtype: torch.dtype) -> None:
+    options = {"max_grad_norm": 0.7, "clip_rounding": "torch", "maximize": True}
+    compare(gpu, "SGD", dtype=dtype, lr=0.1, momentum=0.9, **options)
+
+
 def test_many_tensors(gpu: Any) -> None:
     sizes = [1 + i % 7 for i in range(2000)]
     ours, _ = compare(gpu, sizes=sizes, steps=2, max_grad_norm=1.0)

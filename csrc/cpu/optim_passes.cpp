@@ -7,6 +7,19 @@
 #include "math/norm.h"
 
 namespace trimtab {
+namespace {
+
+// In the order of math/norm.h.
+double add_up(const double* partial, int64_t n) {
+  if (n <= 1) return n > 0 ? partial[0] : 0.0;
+  double sums[kNormSums] = {};
+  for (int64_t k = 0; k < n; ++k) sums[k % kNormSums] += partial[k];
+  for (int half = kNormSums / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+  return sums[0];
+}
+
+}  // namespace
 
 double sum_squares(OptimJob& job, const tt_parallel* parallel) {
   for_pieces(job, parallel, [&](int64_t i, int64_t begin, int64_t end) {
@@ -25,11 +38,7 @@ double sum_squares(OptimJob& job, const tt_parallel* parallel) {
       job.sums[job.block[i] + begin / kOptimNormBlock] = job.kernels.sum_squares(g, n);
     }
   });
-  double sums[kNormSums] = {};
-  for (int64_t k = 0; k < job.block[job.call.n_tensors]; ++k) sums[k % kNormSums] += job.sums[k];
-  for (int half = kNormSums / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
-  return sums[0];
+  return add_up(job.sums, job.block[job.call.n_tensors]);
 }
 
 namespace {
@@ -207,13 +216,9 @@ void adapt(OptimJob& job, const tt_parallel* parallel) {
   });
   for (int64_t i = 0; i < call.n_tensors; ++i) {
     if (call.tensors[i].grad == nullptr) continue;
-    double squares[2] = {0.0, 0.0};
-    for (int64_t block = job.block[i]; block < job.block[i + 1]; ++block) {
-      squares[0] += job.sums[block];
-      squares[1] += job.direction_sums[block];
-    }
-    rule.adapt(job.shared[job.shared_of[i]].constants, std::sqrt(squares[0]),
-               std::sqrt(squares[1]));
+    const int64_t first = job.block[i], blocks = job.block[i + 1] - first;
+    rule.adapt(job.shared[job.shared_of[i]].constants, std::sqrt(add_up(job.sums + first, blocks)),
+               std::sqrt(add_up(job.direction_sums + first, blocks)));
   }
 }
 

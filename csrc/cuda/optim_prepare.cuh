@@ -1,27 +1,27 @@
 // What comes before the update of optim_step on CUDA: the partial sums of the norm, where one is asked for;
 // then a thread a tensor makes its constants from the step count on the device, and counts the step.
 #pragma once
-#include "cuda/optim_step.cuh"
+#include "cuda/optim_elements.cuh"
+#include "cuda/optim_memory.cuh"
 
 namespace trimtab {
 namespace {
 
 constexpr int kNormThreads = 128;
 constexpr int kPrepareThreads = kNormSums;
-constexpr uint32_t kWarp = 0xffffffffu;
 
 // --- partial sums of squares: a warp a block of kNormBlock elements
 
 TT_DEVICE float norm_element(const OptimRow& row, int64_t at) {
   const float x = load_one(row.grad, row.grad_dtype, at);
-  return row.mask == nullptr || load_global(row.mask + at) != 0 ? x : 0.0f;
+  return row.mask == nullptr || load_global(on_global(row.mask + at)) != 0 ? x : 0.0f;
 }
 
 // The lanes' sums in order, in double.
 TT_DEVICE double lanes_in_order(float lane_sum) {
   double total = 0.0;
 #pragma unroll 1
-  for (int lane = 0; lane < 32; ++lane) total += double(__shfl_sync(kWarp, lane_sum, lane));
+  for (int lane = 0; lane < 32; ++lane) total += double(__shfl_sync(kAllLanes, lane_sum, lane));
   return total;
 }
 
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kNormThreads, 8)
 
 template <class Constants>
 TT_DEVICE void store_floats(float* to, const Constants& constants) {
-  store_global(reinterpret_cast<Constants*>(to), constants);
+  store_global(on_global(reinterpret_cast<Constants*>(to)), constants);
 }
 
 TT_DEVICE void store_constants(int rule, const tt_optim_group& group, const RuleStep& at,
@@ -75,6 +75,7 @@ TT_DEVICE void store_constants(int rule, const tt_optim_group& group, const Rule
     case TT_NADAM: return store_floats(to, nadam_constants(group, at));
     case TT_RADAM: return store_floats(to, radam_constants(group, at));
     case TT_ADAMAX: return store_floats(to, adamax_constants(group, at));
+    case TT_LAMB: return store_floats(to, lamb_constants(group, at));
     default: return store_floats(to, lion_constants(group, at));
   }
 }
@@ -95,6 +96,14 @@ TT_DEVICE double all_sums(const OptimParams& params) {
   return sums[0];
 }
 
+// The coefficient as clip_grad_norm_ computes it in that dtype (csrc/cpu/optim_step.cpp).
+TT_DEVICE float rounded_clip(int dtype, double norm, double max_norm) {
+  const F32x1 sum = F32x1(rounded(dtype, float(norm))) + F32x1(1e-6f);
+  const F32x1 inverse = rounded(dtype, (F32x1(1.0f) / F32x1(rounded(dtype, sum.v))).v);
+  const float factor = rounded(dtype, (inverse * F32x1(float(max_norm))).v);
+  return factor >= 1.0f ? 1.0f : factor;  // NaN goes through, as there
+}
+
 // Scale, clip coefficient and whether to skip; the first block also tells the caller.
 TT_DEVICE OptimFacts find_facts(const OptimParams& params) {
   const bool speaks = blockIdx.x == 0 && threadIdx.x == 0;
@@ -112,7 +121,11 @@ TT_DEVICE OptimFacts find_facts(const OptimParams& params) {
     if (speaks && !facts.skip && params.norm != nullptr) store_global(params.norm, float(norm));
     if (!finite) facts.skip = 1;
     const double factor = params.max_norm / (norm + 1e-6);
-    if (params.max_norm >= 0.0 && !(factor >= 1.0)) facts.clip = float(factor);
+    if (params.max_norm >= 0.0 && params.clip_dtype >= 0) {
+      facts.clip = rounded_clip(params.clip_dtype, norm, params.max_norm);
+    } else if (params.max_norm >= 0.0 && !(factor >= 1.0)) {
+      facts.clip = float(factor);
+    }
   }
   if (speaks) {
     store_global(params.facts, facts);
@@ -130,15 +143,23 @@ __global__ void __launch_bounds__(kPrepareThreads, 1)
   const OptimRow row = load_global(params.table.rows + at);
   if (row.grad == nullptr) return;
   tt_optim_group group = load_global(params.table.groups + row.group);
-  if (group.lr_tensor != nullptr) group.lr = double(load_global(group.lr_tensor));
-  const float step = row.step != nullptr ? load_global(row.step) + 1.0f : 1.0f;
-  float product = row.product != nullptr ? load_global(row.product) : 1.0f;
+  if (group.lr_tensor != nullptr) group.lr = double(load_global(on_global(group.lr_tensor)));
+  const float step = row.step != nullptr ? load_global(on_global(row.step)) + 1.0f : 1.0f;
+  float product = row.product != nullptr ? load_global(on_global(row.product)) : 1.0f;
   float* const constants = params.constants + at * kConstantFloats;
-  store_constants(params.rule, group, {double(step), &product, tt_dtype(row.param_dtype)},
-                  constants);
-  store_global(constants + kThreshold, float(group.lr * group.l1));
-  if (row.step != nullptr) store_global(row.step, step);
-  if (row.product != nullptr) store_global(row.product, product);
+  const int dtype = arithmetic_dtype(row.param_dtype, row.master_kind);
+  store_constants(params.rule, group, {double(step), &product, tt_dtype(dtype)}, constants);
+  store_global(on_global(constants + kThreshold), float(group.lr * group.l1));
+  if (params.stochastic) {
+    RandomKey* keys = reinterpret_cast<RandomKey*>(constants + kKeys);
+#pragma unroll 1
+    for (int stream = 0; stream <= row.states; ++stream)
+      store_global(on_global(keys + stream),
+                   random_key(params.seed, uint64_t(step), uint64_t(at), uint64_t(stream)));
+  }
+  if (params.counts != nullptr) store_global(params.counts + at, 0u);
+  if (row.step != nullptr) store_global(on_global(row.step), step);
+  if (row.product != nullptr) store_global(on_global(row.product), product);
 }
 
 }  // namespace

@@ -1,7 +1,8 @@
-// optim_step on CUDA: at most three launches for any number of tensors, and nothing waits for the host.
+// optim_step on CUDA: two or three launches for any number of tensors, and nothing waits for the host.
 //
 //   optim_norm      partial sums of squares of the gradients, where a norm is asked for
 //   optim_prepare   the norm, the clip coefficient, whether to skip; each tensor's constants and step count
+//   optim_probe     LAMB alone, a fourth launch if it clips: the norms of each tensor and of its direction
 //   optim_update    everything else
 #include <trimtab/optim_step.h>
 
@@ -10,6 +11,8 @@
 #include "cpu/optim_rules.h"
 #include "cuda/launch.cuh"
 #include "cuda/optim_prepare.cuh"
+#include "cuda/optim_probe.cuh"
+#include "cuda/optim_step.cuh"
 
 namespace trimtab {
 namespace {
@@ -32,31 +35,42 @@ tt_status check(const tt_optim_call& call) {
     if (t.grad == nullptr) continue;
     if (t.numel < 0 || t.numel >= int64_t{1} << 40) return bad(i, "0 <= numel < 2^40");
     if (t.group < 0 || t.group >= call.n_groups) return bad(i, "group to be an index into groups");
-    if (!is_dtype(t.param_dtype) || !is_dtype(t.grad_dtype) || !is_dtype(t.state_dtype) ||
+    if (!is_dtype(t.param_dtype) || !is_dtype(t.grad_dtype) ||
+        (!is_dtype(t.state_dtype) && t.state_dtype != TT_DYNAMIC8) ||
         (t.copy && !is_dtype(t.copy_dtype)))
-      return bad(i, "float32, bfloat16 or float16 on CUDA");
+      return bad(i, "float32, bfloat16 or float16");
+    if (t.master_kind < 0 || t.master_kind > TT_MASTER_REMAINDER) return bad(i, "a tt_master");
+    if (t.master_kind != TT_MASTER_NONE && t.param_dtype != TT_BF16)
+      return bad(i, "bfloat16 where there is a master");
+    if (t.master_kind != TT_MASTER_NONE && t.master == nullptr && t.numel > 0)
+      return bad(i, "master, got NULL");
     if (t.param == nullptr && t.numel > 0) return bad(i, "param, got NULL");
-    if (rule.counts_steps && t.step == nullptr) return bad(i, "step, got NULL");
+    if ((rule.counts_steps || call.stochastic) && t.step == nullptr)
+      return bad(i, "step, got NULL");
     if (rule.has_product && t.product == nullptr) return bad(i, "product, got NULL");
     const int states = rule.states(rule.variant(call.groups[t.group], t.fresh != 0));
     for (int k = 0; k < states; ++k)
-      if (t.state[k] == nullptr && t.numel > 0) return bad(i, "all of the rule's states, got NULL");
+      if (t.numel > 0 &&
+          (t.state[k] == nullptr || (t.state_dtype == TT_DYNAMIC8 && t.scale[k] == nullptr)))
+        return bad(i, "all of the rule's states, got NULL");
   }
   return TT_OK;
 }
 
-int bytes_of(int dtype) { return dtype == TT_F32 ? 4 : 2; }
+int bytes_of(int dtype) { return dtype == TT_F32 ? 4 : dtype == TT_DYNAMIC8 ? 1 : 2; }
 
 // The least number of elements by which every array has to be extended to the left to begin at a multiple of
-// 16 bytes; -1: no number does.
+// 16 bytes, or of 8 codes; -1: no number does, or scales begin elsewhere.
 int common_shift(const tt_optim_tensor& t, int states) {
   const auto fits = [](const void* p, int size, int shift) {
-    return p == nullptr || (reinterpret_cast<uintptr_t>(p) - uintptr_t(shift * size)) % 16 == 0;
+    const uintptr_t to = size == 1 ? 8 : 16;
+    return p == nullptr || (reinterpret_cast<uintptr_t>(p) - uintptr_t(shift * size)) % to == 0;
   };
-  for (int shift = 0; shift < kEight; ++shift) {
+  for (int shift = 0; shift < (t.state_dtype == TT_DYNAMIC8 ? 1 : kEight); ++shift) {
     bool all = fits(t.param, bytes_of(t.param_dtype), shift) &&
                fits(t.grad, bytes_of(t.grad_dtype), shift) && fits(t.ema, 4, shift) &&
-               fits(t.copy, t.copy ? bytes_of(t.copy_dtype) : 4, shift);
+               fits(t.copy, t.copy ? bytes_of(t.copy_dtype) : 4, shift) &&
+               fits(t.master_kind != TT_MASTER_NONE ? t.master : nullptr, 2, shift);
     for (int k = 0; k < states; ++k) all = all && fits(t.state[k], bytes_of(t.state_dtype), shift);
     if (all) return shift;
   }
@@ -70,17 +84,23 @@ OptimRow make_row(const tt_optim_call& call, const tt_optim_tensor& t) {
   const int variant = rule.variant(call.groups[t.group], t.fresh != 0);
   const int tail = variant | (call.torch_tails ? rule.tail : 0);
   const int states = rule.states(variant);
-  const int64_t lanes = 32 / bytes_of(t.param_dtype);  // of torch's vectors
+  // Of torch's vectors. Where a scale spans the tail there is none.
+  const int64_t lanes = 32 / bytes_of(arithmetic_dtype(t.param_dtype, t.master_kind));
+  const bool whole = tail == variant || t.state_dtype == TT_DYNAMIC8;
   row.param = t.param;
   row.grad = t.grad;
   for (int k = 0; k < states; ++k) row.state[k] = t.state[k];
   row.ema = t.ema;
   row.copy = t.copy;
   row.mask = t.mask;
+  for (int k = 0; k < states; ++k) row.scale[k] = t.scale[k];
+  row.master = static_cast<uint16_t*>(t.master);
+  row.master_kind = uint8_t(t.master_kind);
+  row.signs = uint8_t(rule.signs);
   row.step = t.step;
   row.product = t.product;
   row.numel = t.numel;
-  row.body = tail == variant ? t.numel : t.numel / lanes * lanes;
+  row.body = whole ? t.numel : t.numel / lanes * lanes;
   row.group = t.group;
   row.param_dtype = t.param_dtype;
   row.grad_dtype = t.grad_dtype;
@@ -101,8 +121,9 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Sizes of table and workspace, a function of the call and the device.
 struct Layout {
   int64_t n_pieces = 0, n_blocks = 0, piece = 0;  // piece: tiles
-  int64_t groups, pieces, blocks, bytes;  // of the table: where its arrays begin, and its end
-  int64_t constants, sums, workspace;
+  int64_t groups, pieces, blocks, codes,
+      bytes;  // of the table: where its arrays begin, and its end
+  int64_t constants, sums, direction_sums, counts, workspace;
 };
 
 // A tile more where the tensor is extended to the left.
@@ -130,10 +151,14 @@ Layout layout_of(const tt_optim_call& call, int sm_count) {
   l.groups = after(0, call.n_tensors, sizeof(OptimRow));
   l.pieces = after(l.groups, call.n_groups, sizeof(tt_optim_group));
   l.blocks = after(l.pieces, l.n_pieces, sizeof(OptimPiece));
-  l.bytes = after(l.blocks, l.n_blocks, sizeof(OptimPiece));
+  l.codes = after(l.blocks, l.n_blocks, sizeof(OptimPiece));
+  l.bytes = after(l.codes, 2, sizeof(DynamicCode));
   l.constants = after(0, 1, sizeof(OptimFacts));
   l.sums = after(l.constants, call.n_tensors * kConstantFloats, sizeof(float));
-  l.workspace = after(l.sums, l.n_blocks, sizeof(double));
+  const int64_t probed = optim_rule(tt_rule(call.rule)).probe ? 1 : 0;
+  l.direction_sums = after(l.sums, l.n_blocks, sizeof(double));
+  l.counts = after(l.direction_sums, probed * l.n_blocks, sizeof(double));
+  l.workspace = after(l.counts, probed * call.n_tensors, sizeof(uint32_t));
   return l;
 }
 
@@ -144,7 +169,19 @@ T* at_byte(const void* base, int64_t offset) {
 
 OptimTable table_at(const Layout& l, const void* base) {
   return {at_byte<OptimRow>(base, 0), at_byte<tt_optim_group>(base, l.groups),
-          at_byte<OptimPiece>(base, l.pieces), at_byte<OptimPiece>(base, l.blocks)};
+          at_byte<OptimPiece>(base, l.pieces), at_byte<OptimPiece>(base, l.blocks),
+          at_byte<DynamicCode>(base, l.codes)};
+}
+
+// As csrc/cpu/optim_step.cpp finds it: what stacking the norms of all gradients would give.
+int clip_dtype(const tt_optim_call& call) {
+  int dtype = -1;
+  for (int64_t i = 0; call.round_clipped && i < call.n_tensors; ++i) {
+    const tt_optim_tensor& t = call.tensors[i];
+    if (t.grad == nullptr || t.grad_dtype == dtype) continue;
+    dtype = dtype < 0 ? t.grad_dtype : int(TT_F32);
+  }
+  return dtype;
 }
 
 OptimParams make_params(const tt_optim_call& call, const Layout& l, const void* table, void* work) {
@@ -153,6 +190,13 @@ OptimParams make_params(const tt_optim_call& call, const Layout& l, const void* 
   p.facts = at_byte<OptimFacts>(work, 0);
   p.constants = at_byte<float>(work, l.constants);
   p.sums = at_byte<double>(work, l.sums);
+  if (optim_rule(tt_rule(call.rule)).probe) {
+    p.direction_sums = at_byte<double>(work, l.direction_sums);
+    p.counts = at_byte<uint32_t>(work, l.counts);
+  }
+  p.seed = call.seed;
+  p.stochastic = call.stochastic != 0;
+  p.clip_dtype = clip_dtype(call);
   p.n_rows = call.n_tensors;
   p.n_blocks = l.n_blocks;
   p.rule = call.rule;
@@ -171,38 +215,46 @@ OptimParams make_params(const tt_optim_call& call, const Layout& l, const void* 
   return p;
 }
 
-using UpdateKernel = void (*)(const OptimParams);
+using Kernel = void (*)(const OptimParams);
 
-UpdateKernel update_kernel(int rule) {
+struct Update {
+  Kernel kernel;
+  int shared_bytes;
+};
+
+template <class Family>
+Update pick(bool compact) {
+  if (compact) return {optim_update<Family, true>, compact_shared(Family::kStates)};
+  return {optim_update<Family, false>, 0};
+}
+
+Update update_kernel(int rule, bool compact) {
   switch (rule) {
-    case TT_SGD: return optim_update<RuleFamily<Sgd, kSgdVariants, 1>>;
-    case TT_ADAM: return optim_update<RuleFamily<Adam, kAdamVariants, 3>>;
-    case TT_ADAGRAD: return optim_update<RuleFamily<Adagrad, kAdagradVariants, 1>>;
-    case TT_RMSPROP: return optim_update<RuleFamily<Rmsprop, kRmspropVariants, 3>>;
-    case TT_NADAM: return optim_update<RuleFamily<Nadam, kNadamVariants, 2>>;
-    case TT_RADAM: return optim_update<RuleFamily<Radam, kRadamVariants, 2>>;
-    case TT_ADAMAX: return optim_update<RuleFamily<Adamax, kAdamaxVariants, 2>>;
-    case TT_LION: return optim_update<RuleFamily<Lion, kLionVariants, 1>>;
-    default: return nullptr;
+    case TT_SGD: return pick<RuleFamily<Sgd, kSgdVariants, 1>>(compact);
+    case TT_ADAM: return pick<RuleFamily<Adam, kAdamVariants, 3>>(compact);
+    case TT_ADAGRAD: return pick<RuleFamily<Adagrad, kAdagradVariants, 1>>(compact);
+    case TT_RMSPROP: return pick<RuleFamily<Rmsprop, kRmspropVariants, 3>>(compact);
+    case TT_NADAM: return pick<RuleFamily<Nadam, kNadamVariants, 2>>(compact);
+    case TT_RADAM: return pick<RuleFamily<Radam, kRadamVariants, 2>>(compact);
+    case TT_ADAMAX: return pick<RuleFamily<Adamax, kAdamaxVariants, 2>>(compact);
+    case TT_LION: return pick<RuleFamily<Lion, kLionVariants, 1>>(compact);
+    case TT_LAMB: return pick<RuleFamily<Lamb, 1, 2>>(compact);
+    default: return {nullptr, 0};
   }
+}
+
+bool is_compact(const tt_optim_call& call) {
+  for (int64_t i = 0; i < call.n_tensors; ++i) {
+    const tt_optim_tensor& t = call.tensors[i];
+    if (t.grad && (t.state_dtype == TT_DYNAMIC8 || t.master_kind != TT_MASTER_NONE)) return true;
+  }
+  return call.stochastic != 0;
 }
 
 tt_status checked_layout(const tt_optim_call* call, Layout* layout) {
   if (call == nullptr) return set_error(TT_INVALID_ARGUMENT, "%s: call is NULL", kOp);
   tt_status status = check(*call);
   if (status != TT_OK) return status;
-  if (update_kernel(call->rule) == nullptr)
-    return set_error(TT_UNSUPPORTED, "%s: %s has no CUDA kernel", kOp,
-                     optim_rule(tt_rule(call->rule)).name);
-  if (call->round_clipped)
-    return set_error(TT_UNSUPPORTED, "%s: round_clipped is the CPU's only", kOp);
-  if (call->stochastic)
-    return set_error(TT_UNSUPPORTED, "%s: stochastic rounding is the CPU's only", kOp);
-  for (int64_t i = 0; i < call->n_tensors; ++i) {
-    if (call->tensors[i].master_kind != TT_MASTER_NONE)
-      return set_error(TT_UNSUPPORTED, "%s: a master of tensor %lld is the CPU's only", kOp,
-                       (long long)i);
-  }
   DeviceFacts facts;
   status = device_facts(kOp, &facts);
   if (status == TT_OK) *layout = layout_of(*call, facts.sm_count);
@@ -231,10 +283,13 @@ tt_status tt_optim_step_table_cuda(const tt_optim_call* call, void* table) {
   const OptimTable to = table_at(l, table);
   if (call->n_groups > 0)
     std::memcpy(to.groups, call->groups, size_t(call->n_groups) * sizeof *call->groups);
+  to.codes[0] = DynamicTable<false>::code;
+  to.codes[1] = DynamicTable<true>::code;
   OptimPiece *pieces = to.pieces, *blocks = to.blocks;
   for (int64_t i = 0; i < call->n_tensors; ++i) {
     const tt_optim_tensor& t = call->tensors[i];
     to.rows[i] = make_row(*call, t);
+    to.rows[i].first_block = blocks - to.blocks;
     for (int64_t tile = 0; tile < tiles_of(t); tile += l.piece)
       *pieces++ = {int32_t(i), int32_t(tile)};
     if (t.grad == nullptr) continue;
@@ -251,16 +306,22 @@ tt_status tt_optim_step_cuda(const tt_optim_call* call, const void* table, void*
   if (status != TT_OK || call->n_tensors == 0) return status;
   const OptimParams p = make_params(*call, l, table, workspace);
   const auto blocks = [](int64_t n) { return dim3(unsigned(n)); };
+  // A warp a block of kNormBlock elements.
+  const LaunchShape warps = {blocks(ceil_div(l.n_blocks, kNormThreads / 32)), dim3(kNormThreads),
+                             kCompactTables};
   if (p.sums_squares && l.n_blocks > 0) {
-    const LaunchShape shape = {blocks(ceil_div(l.n_blocks, kNormThreads / 32)), dim3(kNormThreads),
-                               0};
-    status = launch(kOp, optim_norm, shape, p, stream);
+    status = launch(kOp, optim_norm, {warps.grid, warps.block, 0}, p, stream);
     if (status != TT_OK) return status;
   }
   const LaunchShape prepare = {blocks(ceil_div(call->n_tensors, kPrepareThreads)),
                                dim3(kPrepareThreads), kNormSums * int(sizeof(double))};
   status = launch(kOp, optim_prepare, prepare, p, stream);
   if (status != TT_OK || l.n_pieces == 0) return status;
-  return launch(kOp, update_kernel(call->rule), {blocks(l.n_pieces), dim3(kUpdateThreads), 0}, p,
-                stream);
+  if (call->rule == TT_LAMB) {
+    status = launch(kOp, optim_probe, warps, p, stream);
+    if (status != TT_OK) return status;
+  }
+  const Update update = update_kernel(call->rule, is_compact(*call));
+  const LaunchShape shape = {blocks(l.n_pieces), dim3(kUpdateThreads), update.shared_bytes};
+  return launch(kOp, update.kernel, shape, p, stream);
 }

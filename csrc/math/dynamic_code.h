@@ -114,6 +114,11 @@ struct DynamicTable {
   static constexpr DynamicCode code = dynamic_code(kSigned);
 };
 
+// Where the table of kSigned lies; CUDA, which keeps it in shared memory, says so itself.
+#if !defined(TT_DYNAMIC_TABLE)
+#define TT_DYNAMIC_TABLE DynamicTable<kSigned>::code
+#endif
+
 template <class V>
 TT_INLINE typename WordsOf<V>::type exponent_index(V t) {
   return typename WordsOf<V>::type(t) >> 23;
@@ -122,7 +127,7 @@ TT_INLINE typename WordsOf<V>::type exponent_index(V t) {
 // t >= first - 1
 template <bool kSigned, class V>
 TT_INLINE V dynamic_magnitude(V t) {
-  constexpr const DynamicCode& c = DynamicTable<kSigned>::code;
+  const DynamicCode& c = TT_DYNAMIC_TABLE;
   if constexpr (WordsOf<V>::type::has_lookup32) {
     const V u = kSigned ? max(t, V(0.5f)) : t;
     const auto at = exponent_index(u);
@@ -186,7 +191,7 @@ constexpr int kDynamicBias = kSigned ? 127 : -1;
 // and x >= 0 without sign.
 template <bool kSigned, class V>
 TT_INLINE V dynamic_nearest(V x, V inverse) {
-  constexpr const DynamicCode& c = DynamicTable<kSigned>::code;
+  const DynamicCode& c = TT_DYNAMIC_TABLE;
   const V y = dynamic_ratio(x, inverse);
   const DynamicLine<V> line = dynamic_line(y, c, c.nearest);
   return dynamic_step<kSigned>(min(line.at(y), line.limit), x);
@@ -196,7 +201,7 @@ TT_INLINE V dynamic_nearest(V x, V inverse) {
 // u is uniform in [0, 1).
 template <bool kSigned, class V>
 TT_INLINE V dynamic_stochastic(V x, V inverse, V u) {
-  constexpr const DynamicCode& c = DynamicTable<kSigned>::code;
+  const DynamicCode& c = TT_DYNAMIC_TABLE;
   const V y = dynamic_ratio(x, inverse);
   const DynamicLine<V> line = dynamic_line(y, c, c.lowest);
   V t = max(V(c.first - 1.0f), min(floor(line.at(y)), line.limit));

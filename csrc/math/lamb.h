@@ -24,10 +24,10 @@ struct LambConstants {
 
 inline int lamb_variant(const tt_optim_group&, bool) { return 0; }
 
-inline LambConstants lamb_constants(const tt_optim_group& group, const RuleStep& at) {
+TT_INLINE LambConstants lamb_constants(const tt_optim_group& group, const RuleStep& at) {
   const bool corrected = group.flags & TT_BIAS_CORRECTION;
-  const double correction1 = corrected ? 1.0 - ::pow(group.beta1, at.step) : 1.0;
-  const double correction2 = corrected ? 1.0 - ::pow(group.beta2, at.step) : 1.0;
+  const double correction1 = corrected ? 1.0 - power(group.beta1, at.step) : 1.0;
+  const double correction2 = corrected ? 1.0 - power(group.beta2, at.step) : 1.0;
   const bool adapts = group.weight_decay != 0.0 || (group.flags & TT_ALWAYS_ADAPT);
   return {lerp_constants(1.0 - group.beta1),
           float(group.weight_decay),
@@ -41,7 +41,7 @@ inline LambConstants lamb_constants(const tt_optim_group& group, const RuleStep&
           float(group.lr)};
 }
 
-inline void lamb_adapt(LambConstants& c, double param_norm, double direction_norm) {
+TT_INLINE void lamb_adapt(LambConstants& c, double param_norm, double direction_norm) {
   const bool adapts = c.adapts != 0.0f && param_norm > 0.0 && direction_norm > 0.0;
   c.rate = adapts ? float(double(c.lr) * (param_norm / direction_norm)) : c.lr;
 }

@@ -1,5 +1,5 @@
-// The order in which the norm of all gradients is added up, on every device (csrc/cpu/optim_lanes.h and
-// csrc/cuda/optim_step.cuh have the partial sums).
+// The order in which the norm of all gradients, and LAMB's of a tensor, is added up on every device
+// (csrc/cpu/optim_lanes.h and csrc/cuda/optim_prepare.cuh have the partial sums).
 #pragma once
 #include <cstdint>
 

@@ -17,7 +17,7 @@ struct RandomKey {
 namespace {
 
 // The finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): every bit depends on every bit.
-inline uint64_t mix64(uint64_t z) {
+TT_INLINE uint64_t mix64(uint64_t z) {
   z += 0x9e3779b97f4a7c15u;
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
@@ -25,13 +25,13 @@ inline uint64_t mix64(uint64_t z) {
 }
 
 // At most 16 streams: what a tensor rounds in one step.
-inline RandomKey random_key(uint64_t seed, uint64_t step, uint64_t tensor, uint64_t stream) {
+TT_INLINE RandomKey random_key(uint64_t seed, uint64_t step, uint64_t tensor, uint64_t stream) {
   const uint64_t z = mix64(mix64(mix64(seed) ^ step) ^ (tensor * 16 + stream));
   return {uint32_t(z), uint32_t(z >> 32)};
 }
 
 // The key of the 2^32 elements around `element`; the words count within those.
-inline RandomKey key_around(RandomKey key, int64_t element) {
+TT_INLINE RandomKey key_around(RandomKey key, int64_t element) {
   const uint64_t upper = uint64_t(element) >> 32;
   if (upper == 0) return key;
   const uint64_t z = mix64((uint64_t(key.high) << 32 | key.low) ^ mix64(upper));
