@@ -140,11 +140,16 @@ SOURCES: dict[str, tuple[str, dict[str, str]]] = {
             "k + j < p.columns": "k + j <= p.columns",
         },
     ),
+    "tile_copy.cuh": (
+        "int8_mm",
+        {
+            "first_row + row + i * Shape::kPassRows < rows": "first_row + row + i * Shape::kPassRows <= rows",
+            "K - k - chunk_k": "K - k - chunk_k + 1",
+        },
+    ),
     "int8_mm_sm80.cuh": (
         "int8_mm",
         {
-            "first_row + row + i * Tile::kPassRows < rows": "first_row + row + i * Tile::kPassRows <= rows",
-            "K - k - chunk_k": "K - k - chunk_k + 1",
             "ask(step + kStages - 1, free_stage)": "ask(step + kStages - 1, stage)",
             "stage + 1 < kStages": "stage + 1 < kStages - 1",
             "free_stage = stage": "free_stage = stage + 1 < kStages ? stage + 1 : 0",
