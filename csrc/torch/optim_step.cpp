@@ -54,7 +54,8 @@ struct OptimGather {
   const uint8_t* is_new;  // [n] has no state yet
   tt_optim_tensor* out;  // numel and dtypes filled in; receives pointers and the gradient's dtype
   uint8_t* status;  // [n]
-  int32_t* device;  // [n] of the parameter when it was first looked at, as device_of says; before: -1
+  int32_t*
+      device;  // [n] of the parameter when it was first looked at, as device_of says; before: -1
   int64_t counts[kStatuses];
 };
 
