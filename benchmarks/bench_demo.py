@@ -1,5 +1,6 @@
 """The demo's tables as CSVs beside the others: all-MiniLM-L6-v2 with 128 texts of 128 tokens (demo),
-and two models learning digits with torch.optim and trimtab.optim (demo_training)."""
+two models learning digits with torch.optim and trimtab.optim (demo_training), and the CNN pruned and
+swapped (demo_pruning)."""
 
 from __future__ import annotations
 
@@ -50,6 +51,15 @@ def main() -> int:
         loss = smooth(row["losses"])[-1]
         timing = Timing(*times, len(row["losses"]))
         table.add(row["name"], "step", ("model", row["model"]), timing, loss=loss, **extra)
+    table.write()
+    table = Table("demo_pruning", options.out)
+    for row in result["pruning"]:
+        kept = ("accuracy", "weight_bytes", "choices", "steps")
+        extra = {key: row[key] for key in kept}
+        for images, name in ((64, "batch"), (1, "one")):
+            times = [row[f"{name}_{key}"] * 1e3 for key in ("ms", "p20", "p80")]
+            x = ("sparsity,images", f"{row['sparsity']:.4f},{images}")
+            table.add(row["name"], "forward", x, Timing(*times, row["rounds"]), **extra)
     table.write()
     return 0
 

