@@ -34,7 +34,7 @@ needs_model = pytest.mark.skipif(
 
 def demo(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "trimtab", "demo", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=450)
 
 
 @pytest.fixture(scope="module")
