@@ -306,7 +306,7 @@ def sparse_products(rows: Rows) -> str:
         e, tokens = extra(row), int(row["x_value"].partition(",")[0])
         block = "×".join(map(str, e["block"])) if "block" in e else ""
         few = "1 to 16" if tokens <= 16 else "17 to 128" if tokens <= 128 else "more"
-        kind = (row["mode"], block, few, f"{e['sparsity']:.0%}")
+        kind = (row["mode"], block, few, f"{100 * e['sparsity']:.0f} %")
         kinds.setdefault(kind, {}).setdefault(row["x_value"], {})[row["provider"]] = us(row)
     body = []
     for (mode, block, few, sparsity), shapes in kinds.items():
