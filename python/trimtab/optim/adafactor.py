@@ -54,9 +54,6 @@ class Adafactor(MatrixStep, torch.optim.Adafactor):
             raise ValueError("Adafactor: its states have the gradient's dtype, no state_dtype")
         self._setup(options)
 
-    def state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return self.all_state_names
-
     def _check_states(self, state_dict: dict[str, Any]) -> None:
         for param, saved in self._saved_states(state_dict):
             shape = list(param.shape)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -52,9 +50,6 @@ class Adagrad(FusedStep, torch.optim.Adagrad):
             fused=fused,
         )
         self._setup(options)
-
-    def state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return self.all_state_names
 
     def new_state(self, name: str, param: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.full_like(like, self.defaults["initial_accumulator_value"], dtype=dtype)

@@ -149,9 +149,6 @@ class NAdam(FusedStep, torch.optim.NAdam):
         )
         self._setup(options)
 
-    def state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return self.all_state_names
-
 
 class RAdam(FusedStep, torch.optim.RAdam):
     """``torch.optim.RAdam`` in one pass; its arguments, and those of :class:`StepOptions`.
@@ -194,9 +191,6 @@ class RAdam(FusedStep, torch.optim.RAdam):
         )
         self._setup(options)
 
-    def state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return self.all_state_names
-
 
 class Adamax(FusedStep, torch.optim.Adamax):
     """``torch.optim.Adamax`` in one pass; its arguments, and those of :class:`StepOptions`.
@@ -235,6 +229,3 @@ class Adamax(FusedStep, torch.optim.Adamax):
             capturable=capturable,
         )
         self._setup(options)
-
-    def state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return self.all_state_names

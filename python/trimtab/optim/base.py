@@ -90,6 +90,7 @@ class FusedStep(torch.optim.Optimizer):
     # Entries of a param group that the rule reads; "betas" stands for beta1 and beta2.
     numbers: ClassVar[tuple[str, ...]]
     flags: ClassVar[tuple[str, ...]] = ("maximize",)
+    all_state_names: ClassVar[tuple[str, ...]]  # in the kernel's order
     counts_steps: ClassVar[bool] = True
     product: ClassVar[str | None] = None  # a scalar state that the rule multiplies up
 
@@ -111,8 +112,8 @@ class FusedStep(torch.optim.Optimizer):
     _plan: Plan | None = None
 
     def state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
-        """The rule's states for this group, in the kernel's order."""
-        raise NotImplementedError
+        """Those states that this group has; all, unless the class says otherwise."""
+        return self.all_state_names
 
     def new_state(self, name: str, param: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
         """A state before the first step; ``like`` has the layout it takes."""
@@ -369,8 +370,6 @@ class FusedStep(torch.optim.Optimizer):
                         f"{name}.load_state_dict: expected {key} of shape {list(param.shape)}, got "
                         f"{list(value.shape)}: a state dict of another model?"
                     )
-
-    all_state_names: ClassVar[tuple[str, ...]] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         extra = {key: getattr(self, key) for key in (*DEFAULTS, "_masks", "_copies")}

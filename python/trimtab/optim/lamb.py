@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
@@ -73,6 +71,3 @@ class LAMB(FusedStep):
         }
         super().__init__(params, defaults)
         self._setup(options)
-
-    def state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return self.all_state_names

@@ -58,6 +58,3 @@ class Lion(FusedStep):
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("maximize", False)
-
-    def state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return self.all_state_names

@@ -7,6 +7,7 @@ These classes keep torch's formulas, apply them to many tensors of one shape at 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
@@ -35,9 +36,12 @@ def batches(
 class MatrixStep(FusedStep):
     """Checks, unscales, clips; the class's update; shrinks, masks, averages, copies, zeroes."""
 
+    @abstractmethod
     def _update(self, group: dict[str, Any], grads: dict[Tensor, Tensor]) -> None:
-        """torch's update of the parameters of a group that have a gradient."""
-        raise NotImplementedError
+        """torch's update of the parameters of a group that have a gradient; each class has its own.
+
+        ``grads`` are finite where that was asked for, unscaled, clipped, and of the parameter's dtype.
+        """
 
     @torch._disable_dynamo
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

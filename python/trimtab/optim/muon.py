@@ -71,9 +71,6 @@ class Muon(MatrixStep, torch.optim.Muon):
             raise ValueError("Muon: its momentum has the gradient's dtype, no state_dtype")
         self._setup(options)
 
-    def state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return self.all_state_names
-
     def _update(self, group: dict[str, Any], grads: dict[Tensor, Tensor]) -> None:
         for param, grad in grads.items():
             if "momentum_buffer" not in self.state[param]:

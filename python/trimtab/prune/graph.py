@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import attention
-from .graph_ops import RULES, Labels, elementwise
+from .graph_ops import RULES, Labels, LosesChannels, elementwise
 
 Ids = np.ndarray  # int64: the unit at each position of a dimension
 
@@ -180,13 +180,13 @@ class Tracer(TorchDispatchMode):
         rule: Callable[..., Any] | None = RULES.get(name)
         if rule is None and torch.Tag.pointwise in func.tags and isinstance(out, Tensor):
             rule = elementwise
-        reason = f"{name} does not say what becomes of its channels"
+        if rule is None:
+            self.freeze(given, f"{name} does not say what becomes of its channels")
+            return out
         try:
-            if rule is None:
-                raise NotImplementedError(reason)
             rule(self, out, *args, **kwargs)
-        except NotImplementedError as error:
-            self.freeze(given, str(error) or reason)
+        except LosesChannels as error:
+            self.freeze(given, str(error))
         return out
 
     # --- layers

@@ -1,6 +1,6 @@
 """What ATen operations do to channels: a rule takes the tracer, the result, and the call's arguments.
 
-Labels are {dimension: units}. A rule raises NotImplementedError, with a reason, where channels can't be
+Labels are {dimension: units}. A rule raises LosesChannels, with a reason, where channels can't be
 followed; all channels of the operands are then left alone.
 """
 
@@ -15,6 +15,10 @@ import numpy as np
 from torch import Tensor
 
 Labels = dict[int, np.ndarray]
+
+
+class LosesChannels(Exception):
+    """Which channel is where can't be followed through an operation; says why."""
 
 
 def elementwise(tracer: Any, out: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -98,7 +102,7 @@ def _run(
     tracer: Any, carried: Labels, begin: int, old: list[int], first: int, new: list[int]
 ) -> Labels:
     if len(carried) > 1:
-        raise NotImplementedError("two dimensions of channels become one")
+        raise LosesChannels("two dimensions of channels become one")
     ((dim, ids),) = carried.items()
     sides = [1] * len(old)
     sides[dim - begin] = len(ids)
@@ -124,7 +128,7 @@ def unsqueeze(tracer: Any, out: Tensor, x: Tensor, dim: int) -> None:
 def select(tracer: Any, out: Tensor, x: Tensor, dim: int, *_: Any, **__: Any) -> None:
     dim %= x.dim()
     if dim in tracer.get(x):
-        raise NotImplementedError("single channels are taken out")
+        raise LosesChannels("single channels are taken out")
     tracer.put(out, {d - (d > dim): ids for d, ids in tracer.get(x).items()})
 
 
@@ -145,14 +149,14 @@ def slice_(
     dim %= x.dim()
     labels = dict(tracer.get(x))
     if dim in labels and out.shape[dim] != x.shape[dim]:
-        raise NotImplementedError("channels are cut by number")
+        raise LosesChannels("channels are cut by number")
     tracer.put(out, labels)
 
 
 def cut(tracer: Any, out: Sequence[Tensor], x: Tensor, _: Any, dim: int = 0) -> None:
     dim %= x.dim()
     if dim in tracer.get(x):
-        raise NotImplementedError("channels are cut by number")
+        raise LosesChannels("channels are cut by number")
     for part in out:
         tracer.put(part, dict(tracer.get(x)))
 
@@ -183,7 +187,7 @@ def reduce(
     gone = {d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)}
     labels = tracer.get(x)
     if gone & labels.keys():
-        raise NotImplementedError("channels are summed or averaged")
+        raise LosesChannels("channels are summed or averaged")
     if keepdim:
         tracer.put(out, dict(labels))
     else:
@@ -195,23 +199,23 @@ def spatial(tracer: Any, out: Any, x: Tensor, *_: Any, **__: Any) -> None:
     outs = [out] if isinstance(out, Tensor) else list(out)
     labels = tracer.get(x)
     if any(ids.size != outs[0].shape[d] for d, ids in labels.items()):
-        raise NotImplementedError("channels are pooled")
+        raise LosesChannels("channels are pooled")
     for part in outs:
         tracer.put(part, dict(labels))
 
 
 def softmax(tracer: Any, out: Tensor, x: Tensor, dim: int, *_: Any, **__: Any) -> None:
     if dim % x.dim() in tracer.get(x):
-        raise NotImplementedError("softmax over the channels")
+        raise LosesChannels("softmax over the channels")
     tracer.put(out, dict(tracer.get(x)))
 
 
 def bmm(tracer: Any, out: Tensor, a: Tensor, b: Tensor) -> None:
     x, y = tracer.get(a), tracer.get(b)
     if 2 in x or 1 in y:
-        raise NotImplementedError("channels are summed in a product of two tensors")
+        raise LosesChannels("channels are summed in a product of two tensors")
     if (0 in x) != (0 in y):
-        raise NotImplementedError("it is multiplied with a fixed tensor")
+        raise LosesChannels("it is multiplied with a fixed tensor")
     labels: Labels = {}
     if 0 in x:
         tracer.graph.merge(x[0], y[0])
@@ -227,7 +231,7 @@ def attend(tracer: Any, out: Any, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__
     """Heads [B, H, L, d] pass; the scale of the logits needs d as it is."""
     labels = [tracer.get(x) for x in (q, k, v)]
     if any(set(own) != {1} for own in labels) or len({len(own[1]) for own in labels}) > 1:
-        raise NotImplementedError("attention of heads that don't go together")
+        raise LosesChannels("attention of heads that don't go together")
     for own in labels[1:]:
         tracer.graph.merge(labels[0][1], own[1])
     tracer.put(out if isinstance(out, Tensor) else out[0], {1: labels[0][1]})
