@@ -81,6 +81,10 @@ def test_masks_and_holds() -> None:
         prune.set_mask_(net[1], "weight", torch.ones(3))
     with pytest.raises(TypeError, match="expected an nn.Module and a torch optimizer"):
         prune.hold_(net, net)
+    with pytest.raises(
+        ValueError, match=r"optimizer of the model's parameters, got SGD of [0-9]+ others"
+    ):
+        prune.hold_(net, torch.optim.SGD(model().parameters(), lr=0.1))
     with pytest.raises(TypeError, match="expected an nn.Module, got list"):
         prune.magnitude_([net], 0.5)
 

@@ -242,11 +242,21 @@ def hold_(model: nn.Module, optimizer: torch.optim.Optimizer) -> Hold:
     trimtab.optim masks inside its step, in the same pass. Any other torch optimizer gets hooks: before
     a step gradients of pruned weights are zeroed, after it the weights and the states of their shape.
     Masks set, changed, loaded or finalized later are followed. ``remove()`` of the result ends it.
+
+    Raises:
+        TypeError: not a module, or not a torch optimizer.
+        ValueError: the optimizer has no parameter of the model.
     """
     if not isinstance(model, nn.Module) or not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
             f"hold_: expected an nn.Module and a torch optimizer, got {type(model).__name__} and "
             f"{type(optimizer).__name__}"
+        )
+    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if owned.isdisjoint(id(p) for p in model.parameters()):
+        raise ValueError(
+            f"hold_: expected an optimizer of the model's parameters, got {type(optimizer).__name__} "
+            f"of {len(owned)} others"
         )
     known: Hold | None = optimizer.__dict__.get("_hold")
     if known is None or known._model is not model or not known._handles:
