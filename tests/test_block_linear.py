@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import cases
 import numpy as np
@@ -353,3 +355,26 @@ def test_bad_gradients() -> None:
         grad_values(grad, torch.ones(3, 12), g["crow"], g["col"], 4, 4)
     with pytest.raises(RuntimeError, match="block_grad_values: expected blocks of at least 1 x 1"):
         grad_values(grad, g["x"], g["crow"], g["col"], 0, 4)
+
+
+SHORT_OF_MEMORY = """
+import resource, torch
+from trimtab import ops
+torch.set_num_threads(2)
+x = torch.zeros(256, 1 << 16, dtype=torch.bfloat16)
+values = torch.ones(1, 16, 16, dtype=torch.bfloat16)
+parts = values, torch.tensor([0, 1], dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+ops.block_linear(x[:32, :64], *parts)
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + (1 << 20),) * 2)
+try:
+    ops.block_linear(x, *parts)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_no_memory_in_a_thread() -> None:
+    """Panels that a task fills itself, 8 MiB: an error and no crash where they can't be had."""
+    run = subprocess.run([sys.executable, "-c", SHORT_OF_MEMORY], capture_output=True, text=True)
+    assert "block_linear: no memory for scratch in a thread" in run.stdout, run.stderr

@@ -69,15 +69,15 @@ void fill(Pass& pass, int64_t panel) {
 
 bool run_pass(Pass& pass, int64_t N, const tt_parallel& pool, int threads) {
   const int64_t panels = (pass.block.rows + kSparseM - 1) / kSparseM;
+  // Below this the fill costs less than a second parallel region.
+  constexpr int64_t kWorthFilling = 64 * 1024;
   if (pass.kernel.plain) {
     fill_plain(pass);
-  } else
-    // Below this the fill costs less than a second parallel region.
-    if (threads > 1 && panels > 1 && pass.block.rows * pass.block.K > 64 * 1024) {
-      parallel_run(pool, panels, [&](int64_t panel) { fill(pass, panel); });
-    } else {
-      for (int64_t panel = 0; panel < panels; ++panel) fill(pass, panel);
-    }
+  } else if (threads > 1 && panels > 1 && pass.block.rows * pass.block.K > kWorthFilling) {
+    parallel_run(pool, panels, [&](int64_t panel) { fill(pass, panel); });
+  } else {
+    for (int64_t panel = 0; panel < panels; ++panel) fill(pass, panel);
+  }
   // Several tasks a thread, so that a late one can be caught up with.
   const int64_t wanted = threads == 1 ? 1 : 8 * threads;
   const int64_t n_a_task = round_up((N + wanted - 1) / wanted, kSparseTileN);
@@ -132,29 +132,6 @@ tt_status check_weight(const tt_bitmap* weight, tt_dtype x_dtype, int64_t N, int
   return TT_OK;
 }
 
-tt_status check_epilogue(const tt_epilogue* epilogue, bool int8, int64_t M, int64_t N) {
-  if (epilogue == nullptr) return set_error(TT_INVALID_ARGUMENT, "%s: epilogue is NULL", kOp);
-  if (M == 0 || N == 0) return TT_OK;
-  if (epilogue->out == nullptr || int8 != (epilogue->b_scale != nullptr)) {
-    return set_error(TT_INVALID_ARGUMENT,
-                     "%s: expected out, and b_scale with int8 values alone, got %p and %p", kOp,
-                     epilogue->out, static_cast<const void*>(epilogue->b_scale));
-  }
-  if (dtype_size(epilogue->out_dtype) == 0 || epilogue->out_scale != nullptr ||
-      (epilogue->bias != nullptr && dtype_size(epilogue->bias_dtype) == 0)) {
-    return set_error(TT_INVALID_ARGUMENT,
-                     "%s: expected out and bias of float32, bfloat16 or float16", kOp);
-  }
-  if (epilogue->activation < TT_ACT_NONE || epilogue->activation > TT_ACT_SILU) {
-    return set_error(TT_INVALID_ARGUMENT, "%s: unknown activation %d", kOp, epilogue->activation);
-  }
-  if (epilogue->out_stride < N && M > 1) {
-    return set_error(TT_INVALID_ARGUMENT, "%s: expected out_stride >= N=%lld, got %lld", kOp,
-                     (long long)N, (long long)epilogue->out_stride);
-  }
-  return TT_OK;
-}
-
 tt_status check(const void* x, tt_dtype x_dtype, const tt_bitmap* weight, int64_t M, int64_t N,
                 int64_t K, const tt_epilogue* epilogue) {
   if (M < 0 || N < 0 || K < 0) {
@@ -164,7 +141,7 @@ tt_status check(const void* x, tt_dtype x_dtype, const tt_bitmap* weight, int64_
   const tt_status status = check_weight(weight, x_dtype, N, K);
   if (status != TT_OK) return status;
   if (x == nullptr && M > 0 && K > 0) return set_error(TT_INVALID_ARGUMENT, "%s: x is NULL", kOp);
-  return check_epilogue(epilogue, weight->dtype == TT_I8, M, N);
+  return check_sparse_epilogue(kOp, epilogue, weight->dtype == TT_I8, M, N);
 }
 
 }  // namespace
@@ -215,21 +192,13 @@ tt_status tt_bitmap_linear(const void* x, tt_dtype x_dtype, int64_t x_stride,
   float* bias = reinterpret_cast<float*>(scratch + x_bytes + scale_bytes);
   if (own_bias) widen_bias(*epilogue, N, bias);
 
-  const bool int8 = weight->dtype == TT_I8;
   pass.dtype = x_dtype;
   pass.x_stride = x_stride;
   pass.row_bytes = x_stride * dtype_size(x_dtype);
   pass.a_scale = reinterpret_cast<float*>(scratch + x_bytes);
   pass.block = {scratch, panel_bytes, 0, *weight, tt_bitmap_row_bytes(K), K, 0, N};
-  pass.output = {&lanes,
-                 int8 ? lanes.int8_epilogue(epilogue->activation, epilogue->out_dtype) : nullptr,
-                 lanes.float_epilogue(epilogue->activation, epilogue->out_dtype),
-                 pass.a_scale,
-                 epilogue->b_scale,
-                 own_bias ? bias : static_cast<const float*>(epilogue->bias),
-                 nullptr,
-                 epilogue->out_stride,
-                 dtype_size(epilogue->out_dtype)};
+  pass.output = sparse_output(isa, *epilogue, weight->dtype == TT_I8, pass.a_scale,
+                              own_bias ? bias : static_cast<const float*>(epilogue->bias));
   for (int64_t m = 0; m < M; m += pass_rows) {
     pass.x = static_cast<const char*>(x) + m * pass.row_bytes;
     pass.block.rows = std::min(pass_rows, M - m);

@@ -72,12 +72,12 @@ bool run_pass(const Product& s, const tt_parallel& pool, int threads) {
   return done.load();
 }
 
-}  // namespace
-
 BitmapExpandFn bitmap_expand(tt_isa isa) {
   if (isa >= TT_ISA_AVX512 && has_avx512_vbmi2()) return bitmap_expand_vbmi2_avx512;
   return isa == TT_ISA_SCALAR ? bitmap_expand_scalar : bitmap_expand_avx2;
 }
+
+}  // namespace
 
 tt_status bitmap_int8_expanded(const char* op, tt_isa isa, const void* x, tt_dtype x_dtype,
                                int64_t x_stride, const tt_bitmap& weight, int64_t M, int64_t N,

@@ -2,6 +2,7 @@
 #include <trimtab/block_linear.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "cpu/block_linear.h"
@@ -70,7 +71,8 @@ int64_t split_rows(const tt_block_weight& w, int64_t part, int64_t parts) {
   return std::min(low * step, rows);
 }
 
-void run_task(const Pass& pass, int64_t index) {
+// False: no memory for scratch.
+bool run_task(const Pass& pass, int64_t index) {
   const int64_t panel = index / pass.n_tasks * pass.panels_a_task, part = index % pass.n_tasks;
   BlockTask task = pass.all;
   task.row_begin = split_rows(*task.weight, part, pass.n_tasks);
@@ -80,12 +82,13 @@ void run_task(const Pass& pass, int64_t index) {
   if (pass.own_panels) {
     const int64_t count = (task.rows + kSparseM - 1) / kSparseM;
     char* own = static_cast<char*>(thread_scratch(count * task.panel_bytes, Scratch::kSparse));
+    if (own == nullptr) return false;
     for (int64_t p = 0; p < count; ++p) fill(pass, panel + p, own + p * task.panel_bytes);
     task.x = own;
   } else {
     task.x += panel * task.panel_bytes;
   }
-  if (task.row_begin < task.row_end) pass.kernel.run(task);
+  return task.row_begin >= task.row_end || pass.kernel.run(task);
 }
 
 // Blocks of panels that stay in L2. Where there are enough of them for all threads, a task fills its own:
@@ -109,7 +112,7 @@ void plan_tasks(Pass& pass, int threads) {
   pass.m_tasks = (pass.panels + pass.panels_a_task - 1) / pass.panels_a_task;
 }
 
-void run_pass(const Pass& pass, const tt_parallel& pool, int threads) {
+bool run_pass(const Pass& pass, const tt_parallel& pool, int threads) {
   char* shared = const_cast<char*>(pass.all.x);
   if (!pass.own_panels) {
     const auto fill_shared = [&](int64_t p) { fill(pass, p, shared + p * pass.all.panel_bytes); };
@@ -121,9 +124,12 @@ void run_pass(const Pass& pass, const tt_parallel& pool, int threads) {
     }
   }
   Shares shares(pass.m_tasks * pass.n_tasks, threads);
+  std::atomic<bool> done{true};
   parallel_run(pool, shares.count, [&](int64_t thread) {
-    for (int64_t task; (task = shares.take(thread)) >= 0;) run_task(pass, task);
+    for (int64_t task; (task = shares.take(thread)) >= 0;)
+      if (!run_task(pass, task)) done.store(false, std::memory_order_relaxed);
   });
+  return done.load();
 }
 
 // A rough cost in ns decides whether waking threads pays: bytes of weight streamed at 12 GB/s, or
@@ -173,18 +179,9 @@ tt_status run_block_linear(const void* x, tt_dtype x_dtype, int64_t x_stride,
   pass.x_stride = x_stride;
   pass.row_bytes = x_stride * dtype_size(x_dtype);
   pass.a_scale = reinterpret_cast<float*>(scratch + x_bytes);
-  const SparseLanes& lanes = sparse_lanes(isa);
-  const SparseOutput output = {&lanes,
-                               weight.dtype == TT_I8
-                                   ? lanes.int8_epilogue(epilogue.activation, epilogue.out_dtype)
-                                   : nullptr,
-                               lanes.float_epilogue(epilogue.activation, epilogue.out_dtype),
-                               pass.a_scale,
-                               epilogue.b_scale,
-                               own_bias ? bias : static_cast<const float*>(epilogue.bias),
-                               static_cast<char*>(epilogue.out),
-                               epilogue.out_stride,
-                               dtype_size(epilogue.out_dtype)};
+  const SparseOutput output =
+      sparse_output(isa, epilogue, weight.dtype == TT_I8, pass.a_scale,
+                    own_bias ? bias : static_cast<const float*>(epilogue.bias));
   pass.all.weight = &weight;
   pass.all.row_begin = 0;
   pass.all.row_end = (weight.N + weight.bn - 1) / weight.bn;
@@ -194,7 +191,8 @@ tt_status run_block_linear(const void* x, tt_dtype x_dtype, int64_t x_stride,
   pass.all.out = &output;
   pass.all.pairs = epilogue.out_dtype == TT_BF16 && epilogue.activation == TT_ACT_NONE &&
                    epilogue.out_stride % 2 == 0;
-  run_pass(pass, pool, threads);
+  if (!run_pass(pass, pool, threads))
+    return set_error(TT_OUT_OF_MEMORY, "%s: no memory for scratch in a thread", kOp);
   return TT_OK;
 }
 
@@ -207,7 +205,8 @@ tt_status tt_block_linear(const void* x, tt_dtype x_dtype, int64_t x_stride,
                           const tt_parallel* parallel) {
   tt_status status = check_block_weight(kOp, weight, M, true);
   if (status == TT_OK) status = check_block_input(kOp, x, x_dtype, *weight, M);
-  if (status == TT_OK) status = check_block_epilogue(kOp, epilogue, *weight, M);
+  if (status == TT_OK)
+    status = check_sparse_epilogue(kOp, epilogue, weight->dtype == TT_I8, M, weight->N);
   if (status != TT_OK) return status;
   return run_block_linear(x, x_dtype, x_stride, *weight, M, *epilogue, parallel);
 }

@@ -25,14 +25,14 @@ struct BlockTask {
 
 struct BlockKernel {
   PanelCell cell;
-  void (*run)(const BlockTask& task);
+  bool (*run)(const BlockTask& task);  // false: no memory for scratch
 };
 
 // Defined in block_linear_<isa>.cpp; each serves any block and x of any float dtype.
 BlockKernel block_kernel_scalar(const tt_block_weight& weight);
 BlockKernel block_kernel_avx2(const tt_block_weight& weight);
 BlockKernel block_kernel_avx512(const tt_block_weight& weight);
-void block_1x16_avx512(const BlockTask& task);  // int8 in blocks of 1 x 16, x + 128
+bool block_1x16_avx512(const BlockTask& task);  // int8 in blocks of 1 x 16, x + 128
 // run is NULL where the block's shape does not fill tiles.
 BlockKernel block_kernel_amx(const tt_block_weight& weight);
 

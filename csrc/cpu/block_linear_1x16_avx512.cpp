@@ -88,11 +88,12 @@ void walk(const Columns& columns, int outputs, const char* x, int64_t panel_byte
 
 }  // namespace
 
-void block_1x16_avx512(const BlockTask& t) {
+bool block_1x16_avx512(const BlockTask& t) {
   alignas(64) int32_t sums[kSparseTileN * kBlockPanels * kSparseM];
   Columns columns;
   columns.count = (t.weight->K + kBlock - 1) / kBlock;
   columns.mask = static_cast<uint64_t*>(thread_scratch((columns.count + 1) * 8, Scratch::kRow));
+  if (columns.mask == nullptr) return false;
   const int64_t panels = (t.rows + kSparseM - 1) / kSparseM;
   for_each_group(t, [&](const BlockGroup& g) {
     gather(*t.weight, g, columns);
@@ -109,6 +110,7 @@ void block_1x16_avx512(const BlockTask& t) {
       p += now;
     }
   });
+  return true;
 }
 
 }  // namespace trimtab

@@ -146,7 +146,7 @@ void panels(const Walk& walk, const BlockGroup& g, const char* x, uint32_t* sums
 }
 
 template <bool kInt8>
-void run(const BlockTask& t) {
+bool run(const BlockTask& t) {
   const Walk walk(t);
   const Tiles tiles(int(walk.step_bytes));
   alignas(64) uint32_t sums[kBlockPanels * kPanelSums];
@@ -163,6 +163,7 @@ void run(const BlockTask& t) {
       p += now;
     }
   });
+  return true;
 }
 
 #undef TT_DOT

@@ -77,29 +77,4 @@ tt_status check_block_input(const char* op, const void* x, tt_dtype x_dtype,
   return TT_OK;
 }
 
-tt_status check_block_epilogue(const char* op, const tt_epilogue* epilogue,
-                               const tt_block_weight& weight, int64_t M) {
-  if (epilogue == nullptr) return set_error(TT_INVALID_ARGUMENT, "%s: epilogue is NULL", op);
-  if (M == 0 || weight.N == 0) return TT_OK;
-  const bool int8 = weight.dtype == TT_I8;
-  if (epilogue->out == nullptr || int8 != (epilogue->b_scale != nullptr)) {
-    return set_error(TT_INVALID_ARGUMENT,
-                     "%s: expected out, and b_scale with int8 values alone, got %p and %p", op,
-                     epilogue->out, static_cast<const void*>(epilogue->b_scale));
-  }
-  if (dtype_size(epilogue->out_dtype) == 0 || epilogue->out_scale != nullptr ||
-      (epilogue->bias != nullptr && dtype_size(epilogue->bias_dtype) == 0)) {
-    return set_error(TT_INVALID_ARGUMENT,
-                     "%s: expected out and bias of float32, bfloat16 or float16", op);
-  }
-  if (epilogue->activation < TT_ACT_NONE || epilogue->activation > TT_ACT_SILU) {
-    return set_error(TT_INVALID_ARGUMENT, "%s: unknown activation %d", op, epilogue->activation);
-  }
-  if (epilogue->out_stride < weight.N && M > 1) {
-    return set_error(TT_INVALID_ARGUMENT, "%s: expected out_stride >= N=%lld, got %lld", op,
-                     (long long)weight.N, (long long)epilogue->out_stride);
-  }
-  return TT_OK;
-}
-
 }  // namespace trimtab

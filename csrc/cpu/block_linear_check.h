@@ -8,8 +8,6 @@ namespace trimtab {
 tt_status check_block_weight(const char* op, const tt_block_weight* weight, int64_t M, bool values);
 tt_status check_block_input(const char* op, const void* x, tt_dtype x_dtype,
                             const tt_block_weight& weight, int64_t M);
-tt_status check_block_epilogue(const char* op, const tt_epilogue* epilogue,
-                               const tt_block_weight& weight, int64_t M);
 
 // tt_block_linear with arguments that have been checked.
 tt_status run_block_linear(const void* x, tt_dtype x_dtype, int64_t x_stride,

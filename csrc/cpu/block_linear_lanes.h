@@ -121,7 +121,7 @@ void lanes_panels(const BlockTask& t, const BlockGroup& g, const int32_t* start,
 }
 
 template <class D, bool kRagged>
-void lanes_run(const BlockTask& t) {
+bool lanes_run(const BlockTask& t) {
   alignas(64) uint32_t sums[kBlockPanels * kPanelSums];
   const int64_t panels = (t.rows + kSparseM - 1) / kSparseM;
   for_each_group(t, [&](const BlockGroup& g) {
@@ -138,6 +138,7 @@ void lanes_run(const BlockTask& t) {
       store_group(t, g, p, 1, sums, kPanelSums);
     }
   });
+  return true;
 }
 
 // The kernel for a weight: F floats, I int8.

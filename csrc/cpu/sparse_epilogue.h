@@ -20,6 +20,14 @@ struct SparseOutput {
   int out_size;  // bytes an element
 };
 
+// TT_INVALID_ARGUMENT with a message for NULLs, dtypes, activation or stride. int8: of the values.
+tt_status check_sparse_epilogue(const char* op, const tt_epilogue* epilogue, bool int8, int64_t M,
+                                int64_t N);
+
+// a_scale [M]: filled later, for int8 values; bias [N]: as above.
+SparseOutput sparse_output(tt_isa isa, const tt_epilogue& epilogue, bool int8, const float* a_scale,
+                           const float* bias);
+
 namespace {
 
 // sums [cols rounded up to 16][16 m] dwords, rows `stride` dwords apart -> out[m .. m + rows, n .. n + cols]
