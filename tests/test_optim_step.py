@@ -139,6 +139,35 @@ def test_ema(name: str, dtype: torch.dtype) -> None:
         torch.testing.assert_close(ours.state[p]["ema"].double(), w, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_ema_of_a_master(name: str) -> None:
+    """The average follows the float32 that is trained, not the bfloat16 that stands for it."""
+    ours, _, params, _ = pair(name, torch.bfloat16, ema_decay=0.9, master="remainder")
+    want = [p.detach().double() for p in params]
+    for step in range(5):
+        optim_cases.set_gradients(step, params)
+        ours.step()
+        for w, p in zip(want, params):
+            w += 0.1 * (ours.master_weight(p).double() - w)
+    for w, p in zip(want, params):
+        torch.testing.assert_close(ours.state[p]["ema"].double(), w, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=ident)
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_of_another_dtype(name: str, dtype: torch.dtype) -> None:
+    """A gradient beside the parameter, wider or narrower than it, counts as its values do."""
+    ours, plain, params, _ = pair(name, dtype, main_grads=True)
+    other = torch.float32 if dtype == torch.bfloat16 else torch.bfloat16
+    for p, q in zip(params, plain.param_groups[0]["params"]):
+        q.grad = p.grad.bfloat16().to(dtype)
+        p.main_grad = q.grad.to(other)
+        p.grad = None
+    ours.step()
+    plain.step()
+    optim_cases.assert_same(ours, plain)
+
+
 @pytest.mark.parametrize("to", [torch.bfloat16, torch.float16, torch.float32], ids=ident)
 @pytest.mark.parametrize("name", NAMES)
 def test_copy(name: str, to: torch.dtype) -> None:
