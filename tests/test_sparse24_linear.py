@@ -6,16 +6,12 @@ import pytest
 import torch
 
 from trimtab import ops
-from trimtab.ops.sparse24_linear import (
-    sparse24_indices,
-    sparse24_mask,
-    sparse24_metadata,
-    sparse24_rows,
-)
+from trimtab.ops.sparse24_compress import sparse24_mask
+from trimtab.ops.sparse24_linear import sparse24_indices, sparse24_metadata, sparse24_rows
 from trimtab.reference.bitmap_linear import float64_product
 from trimtab.reference.int8_linear import int8_linear as reference_int8_linear
+from trimtab.reference.sparse24_compress import sparse24_mask as unpack_mask
 from trimtab.reference.sparse24_linear import sparse24_linear as reference
-from trimtab.reference.sparse24_linear import unpack_mask
 
 DTYPES = (torch.bfloat16, torch.float16, torch.int8)
 # M, N, K: one tile and many, ends of tiles in every direction, K of one group and of odd length
@@ -77,6 +73,39 @@ def test_metadata_of_one_group() -> None:
         0x44444E44  # columns 32 to 63: lanes 2 and 3; row 1 + 8: the odd one
     )
     assert torch.equal(sparse24_metadata(indices, 64, torch.int8), int8)
+
+
+def strided(index: int, *parts: tuple[int, int]) -> int:
+    """A CuTe layout at one index: (size, stride) pairs, the first size counting fastest."""
+    place = 0
+    for size, stride in parts:
+        index, at = divmod(index, size)
+        place += at * stride
+    return place
+
+
+# Thread of a warpgroup, and bit of its word -> place m + 64 k in a [64 x K] operand: a bit a column. Shapes
+# and strides of ELayout_64x32 and ELayout_64x64 in CUTLASS, cute/atom/mma_traits_sm90_gmma_sparse.hpp.
+CUTE_LAYOUTS = {
+    torch.bfloat16: (((2, 1024), (2, 0), (8, 1), (4, 16)), ((16, 64), (2, 8)), 32),
+    torch.int8: (((2, 8), (2, 2048), (8, 1), (4, 16)), ((32, 64),), 64),
+}
+
+
+@pytest.mark.parametrize("dtype", CUTE_LAYOUTS, ids=name)
+def test_metadata_is_where_cutlass_puts_it(dtype, generator) -> None:
+    threads, bits, width = CUTE_LAYOUTS[dtype]
+    _, indices = random_weight(64, 64, dtype, generator)
+    codes = np.stack([indices & 15, indices >> 4], -1).reshape(64, 16)
+    words = sparse24_metadata(indices, 64, dtype).numpy().astype(np.uint32)
+    for product in range(64 // width):  # selector `product`: lanes 2 product and 2 product + 1
+        for thread in range(128):
+            if width == 32 and thread % 4 // 2 != product:
+                continue
+            word = int(words[thread // 32, 0, thread % 32])
+            for bit in range(0, 32, 4):
+                k, m = divmod(strided(thread, *threads) + strided(bit, *bits), 64)
+                assert word >> bit & 15 == codes[m, (product * width + k) // 4], (thread, bit)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -25,6 +25,11 @@ typedef struct tt_sparse24_weight {
    * bits,
    *   bf16, fp16: of row g in the lower half and of row g + 8 in the upper, columns 16 i .. 16 i + 15
    *   int8:       of row g + 8 (i % 2), columns 32 (i / 2) .. 32 (i / 2) + 31
+   * Sources: PTX ISA, "Matrix fragments for mma.sp.m16n8k32" (f16, bf16: the pair of lanes that the selector
+   * names, 0 and 1 or 2 and 3) and ".m16n8k64" (u8, s8: all lanes). Checked against CUTLASS 4's layouts:
+   * ELayout_64x32 and ELayout_64x64 of cute/atom/mma_traits_sm90_gmma_sparse.hpp (a warp of wgmma.sp has
+   * 16 of its 64 rows, laid out as here), ELayout of 16x8x64 in mma_traits_sm120_sparse.hpp, and
+   * against LLVM's mlir/test/.../GPU/CUDA/sparse-mma-2-4-f16.mlir, which runs on sm_80.
    * Rows from N on and columns from K on have any valid positions. */
   const uint32_t* metadata;
   int64_t N, K;

@@ -75,6 +75,25 @@ def pick24(weight: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
     return values.reshape(N, groups * 2), pairs[..., 0] | (pairs[..., 1] << 4)
 
 
+def sparse24_codes(indices: Tensor, K: int) -> Tensor:
+    """The four bits of each group, uint8 [N, ceil(K / 4)]."""
+    return torch.stack([indices & 15, indices >> 4], -1).flatten(1)[:, : -(-K // 4)]
+
+
+def sparse24_mask(indices: Tensor, K: int) -> Tensor:
+    """The kept positions as bool [N, K4], K4 = K rounded up to 4."""
+    codes = sparse24_codes(indices, K)[..., None]
+    column = torch.arange(4, dtype=torch.uint8, device=indices.device)
+    return ((column == codes & 3) | (column == codes >> 2)).flatten(1)
+
+
+def sparse24_dense(values: Tensor, indices: Tensor, K: int) -> Tensor:
+    """sparse24_unpack of indices that are known to be sound."""
+    mask = sparse24_mask(indices, K)
+    weight = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
+    return weight.masked_scatter(mask, values)[:, :K].contiguous()
+
+
 def sparse24_unpack(values: Tensor, indices: Tensor, K: int) -> Tensor:
     """The dense weight [N, K] of a compressed one, pruned places zero; differentiable in ``values``.
 
@@ -82,11 +101,7 @@ def sparse24_unpack(values: Tensor, indices: Tensor, K: int) -> Tensor:
         RuntimeError: sizes that do not fit K, or indices that are no two rising positions: where.
     """
     sparse24_check(values, indices, K)
-    N, groups = values.shape[0], values.shape[1] // 2
-    codes = torch.stack([indices & 15, indices >> 4], 2).flatten(1)[:, :groups].long()
-    places = torch.stack([codes & 3, codes >> 2], 2)
-    dense = values.new_zeros(N, groups, 4).scatter(2, places, values.reshape(N, groups, 2))
-    return dense.reshape(N, groups * 4)[:, :K].contiguous()
+    return sparse24_dense(values, indices, K)
 
 
 def sparse24_check(values: Tensor, indices: Tensor, K: int) -> None:

@@ -9,6 +9,7 @@ from . import library
 from .bitmap_linear import expect_sparse
 from .flops import register_flop_formula
 from .int8_linear import activation_backward
+from .sparse24_compress import sparse24_codes, sparse24_dense, sparse24_mask
 
 _op = torch.ops.trimtab.sparse24_linear
 
@@ -70,25 +71,13 @@ def sparse24_rows(values: Tensor) -> Tensor:
     return wide[:, :kept]
 
 
-def _nibbles(indices: Tensor, K: int) -> Tensor:
-    """The four bits of each group, uint8 [N, ceil(K / 4)]."""
-    both = torch.stack([indices & 15, indices >> 4], -1).flatten(1)
-    return both[:, : -(-K // 4)]
-
-
-def sparse24_mask(indices: Tensor, K: int) -> Tensor:
-    """The kept positions as bool [N, K4], K4 = K rounded up to 4."""
-    nibbles = _nibbles(indices, K)[..., None]
-    column = torch.arange(4, dtype=torch.uint8, device=indices.device)
-    return ((column == nibbles & 3) | (column == nibbles >> 2)).flatten(1)
-
-
 def sparse24_metadata(indices: Tensor, K: int, dtype: torch.dtype) -> Tensor:
     """What the lanes of a warp hand to mma.sp: int32 [ceil(N / 16), ceil(K / 64), 32].
 
     ``indices`` uint8 [N, ceil(K4 / 8)]: four bits a group of four columns, the even group's in the
     lower half; the first kept position in the lower two bits, the second above. The words' layout is
-    in csrc/include/trimtab/sparse24_linear.h and differs between int8 and the 16-bit floats.
+    in csrc/include/trimtab/sparse24_linear.h, with its sources, and differs between int8 and the
+    16-bit floats.
 
     Raises:
         RuntimeError: ``indices`` of another dtype or shape, ``dtype`` none of bfloat16, float16 and
@@ -105,7 +94,7 @@ def sparse24_metadata(indices: Tensor, K: int, dtype: torch.dtype) -> Tensor:
         f"{op}: expected indices [N, {bytes_a_row}] uint8 for K={K}, got "
         f"{library.describe(indices)}",
     )
-    nibbles = _nibbles(indices, K).to(torch.int64)
+    nibbles = sparse24_codes(indices, K).to(torch.int64)
     wrong = (nibbles & 3) >= (nibbles >> 2)
     if bool(wrong.any()):
         row, group = (int(i) for i in wrong.nonzero()[0])
@@ -151,9 +140,8 @@ def sparse24_indices(metadata: Tensor, N: int, K: int, dtype: torch.dtype) -> Te
 
 
 def _dense(values: Tensor, metadata: Tensor, scale: Tensor | None, K: int) -> Tensor:
-    mask = sparse24_mask(sparse24_indices(metadata, values.shape[0], K, values.dtype), K)
-    weight = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
-    weight = weight.masked_scatter(mask, values)[:, :K]
+    indices = sparse24_indices(metadata, values.shape[0], K, values.dtype)
+    weight = sparse24_dense(values, indices, K)
     return weight if scale is None else weight.to(torch.float32) * scale[:, None]
 
 
