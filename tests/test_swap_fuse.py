@@ -241,7 +241,7 @@ class Indexes(nn.Module):
 
 
 def test_example_inputs_show_that_another_looks_at_the_output(monkeypatch):
-    from trimtab import swap_run as swap
+    from trimtab import swap_contest as swap
 
     monkeypatch.setattr(swap, "compare", lambda before, after, cuda: (2.0, 1.0))
     model = Indexes()
@@ -315,7 +315,7 @@ def test_encoder_keeps_its_fast_path_where_nothing_was_swapped():
 
 
 def test_encoder_that_is_slower_as_a_whole_is_left_alone(monkeypatch):
-    from trimtab import swap_run as swap
+    from trimtab import swap_contest as swap
 
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 256, batch_first=True), 2)
     model = nn.Sequential(encoder.eval(), nn.Linear(64, 64))

@@ -1,7 +1,6 @@
 """swap_ with example_inputs: what it sees, what it keeps, and that it leaves no trace."""
 
 import random
-import time
 
 import numpy as np
 import pytest
@@ -9,8 +8,8 @@ import torch
 from torch import nn
 
 import trimtab
-from trimtab import swap_measure
-from trimtab import swap_run as swap
+from trimtab import swap_contest as swap
+from trimtab import swap_timing
 from trimtab.nn import Int8Linear
 
 
@@ -188,61 +187,8 @@ def test_forms_of_example_inputs(monkeypatch, example):
     assert len(swapped(nn.Sequential(nn.Linear(64, 64)), example).swapped) == 1
 
 
-def spin(microseconds):
-    """Work of so much CPU time, however busy the machine is."""
-
-    def call():
-        end = time.thread_time() + microseconds * 1e-6
-        while time.thread_time() < end:
-            pass
-
-    return call
-
-
-def test_compare_tells_a_slow_call_from_a_fast_one():
-    before, after, _ = swap_measure.compare([spin(300)], [spin(100)])
-    assert 290 < before < 600 and 95 < after < 250
-    assert after < 0.7 * before
-
-
-def test_compare_is_bounded_in_time():
-    start = time.perf_counter()
-    swap_measure.compare([lambda: time.sleep(0.01)], [lambda: time.sleep(0.01)])
-    # A sleeping thread is never calm, so this is the longest a measurement takes.
-    assert time.perf_counter() - start < 2 * swap_measure.MOST_BUDGET_S + 2.0
-
-
-def test_compare_drops_samples_in_which_the_thread_had_no_core():
-    calls, work = [0], spin(200)
-
-    def sometimes_asleep():
-        calls[0] += 1
-        if calls[0] % 3 == 0:
-            time.sleep(0.005)
-        work()
-
-    before, after, _ = swap_measure.compare([sometimes_asleep], [spin(1000)])
-    assert 190 < before < 1000 <= after * 1.01
-
-
-def test_without_a_core_the_cpu_time_of_one_thread_decides():
-    threads, seen = torch.get_num_threads(), set()
-
-    def waits(work):
-        def call():
-            seen.add(torch.get_num_threads())
-            time.sleep(0.002)
-            work()
-
-        return call
-
-    timing = swap_measure.compare([waits(spin(100))], [waits(spin(400))])
-    assert timing.one_thread and seen == {threads, 1} and torch.get_num_threads() == threads
-    assert 95 < timing.before < 400 <= timing.after * 1.01 < 1500
-
-
 def test_report_marks_times_of_one_thread(monkeypatch):
-    monkeypatch.setattr(swap, "compare", lambda *_: swap_measure.Timing(2.0, 1.0, True))
+    monkeypatch.setattr(swap, "compare", lambda *_: swap_timing.Timing(2.0, 1.0, True))
     text = str(swapped(nn.Sequential(nn.Linear(64, 64)), torch.randn(2, 64)))
     assert "2.0 -> 1.0*" in text
     assert text.endswith("* CPU time of one thread, as other processes kept the cores busy")

@@ -13,7 +13,7 @@ from torch import nn
 
 import trimtab
 from trimtab import prune, swap_candidate
-from trimtab import swap_run as swap
+from trimtab import swap_contest as swap
 from trimtab.nn import Int8Linear, SparseConv2d, SparseLinear
 
 
@@ -85,7 +85,8 @@ def test_the_fastest_of_four(monkeypatch, us: tuple, winner: tuple) -> None:
     row = report["0"]
     assert list(row.us_choices) == ["sparse", "in int8", "sparse in int8"]
     assert list(row.us_choices.values()) == pytest.approx(us[1:])
-    assert [pair[1] for pair in met] == list(names[1:])
+    again = ["SparseLinear-int8"] if us == (10, 9, 8, 7) else []  # won by little: measured again
+    assert [pair[1] for pair in met] == [*names[1:], *again]
     if winner[0] == "Linear":
         assert row.reason == (
             "not faster here: 10.0 µs in float, 10.0 sparse, 11.0 in int8, 12.0 sparse in int8"

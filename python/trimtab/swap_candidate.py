@@ -61,30 +61,31 @@ class Candidate:
         assert self.best is not None
         return self.best.module
 
-    def before(self, args: tuple, kwargs: dict[str, Any]) -> Callable[[], Any]:
-        """What it computes now: the module and its activation, or the best choice so far."""
-        if self.best is not None:
-            return self.after(self.best, args, kwargs)
+    def call(self, choice: Choice | None, args: tuple, kwargs: dict[str, Any]) -> Callable[[], Any]:
+        """What a choice computes, or with None the module and its activation."""
+        if choice is not None:
+            replacement = choice.module
+            return lambda: replacement(*args, **kwargs)
         module, act = self.module, self.fusion.act if self.fusion else None
         if act is None:
             return lambda: module(*args, **kwargs)
         return lambda: act(module(*args, **kwargs))
 
-    def after(self, choice: Choice, args: tuple, kwargs: dict[str, Any]) -> Callable[[], Any]:
-        replacement = choice.module
-        return lambda: replacement(*args, **kwargs)
+    def take(self, choice: Choice | None) -> None:
+        """Makes it the best so far; None is the module itself."""
+        self.best, row = choice, self.row
+        if choice is None:
+            row.bytes_after, row.sqnr_db = row.bytes_before, None
+        else:
+            row.bytes_after, row.sqnr_db = tensor_bytes([choice.module]), choice.sqnr_db
 
-    def take(self, choice: Choice) -> None:
-        self.best = choice
-        self.row.bytes_after, self.row.sqnr_db = tensor_bytes([choice.module]), choice.sqnr_db
-
-    def likeness(self, choice: Choice) -> tuple:
-        """Equal for candidates that cost the same on the same input, now and with this choice."""
+    def likeness(self, holder: Choice | None, choice: Choice) -> tuple:
+        """Equal for candidates that cost the same on the same input, in both forms."""
         act = self.fusion.activation if self.fusion else ""
         tensors = [self.module._parameters.get(key) for key in ("weight", "bias")]
         kinds = tuple(None if t is None else (str(t.dtype), str(t.device)) for t in tensors)
-        now = None if self.best is None else self.best.likeness()
-        return (type(self.module), self.module.extra_repr(), kinds, act, now, choice.likeness())
+        held = None if holder is None else holder.likeness()
+        return (type(self.module), self.module.extra_repr(), kinds, act, held, choice.likeness())
 
 
 def _layer(kind: str) -> Any:

@@ -1,32 +1,19 @@
-"""What a model's layers really see, and which of two ways to compute it is faster."""
+"""What a model's layers really see: one run on example inputs."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import random
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .swap_fuse import Fusion
-
-# Medians of interleaved samples wobble by 2 to 3 % on a busy machine: a gain below that is none.
-MARGIN = 0.97
-BUDGET_S = 0.05  # per distinct shape, and where other processes disturb:
-MOST_BUDGET_S = 0.3
-SAMPLE_S = 50e-6  # shorter calls are repeated within a sample, for the clock's sake
-MIN_ROUNDS, MAX_ROUNDS = 5, 400
-CALM = 0.9  # of a calm sample's time this thread was running
-ENOUGH = 3  # calm samples, before and after
-# More modules of one shape than this need not be cycled through.
-MAX_MODULES = 4
 
 _INDEX_DTYPES = (torch.int32, torch.int64)
 
@@ -219,90 +206,3 @@ def _numpy_state(state: Any = None) -> Any:
     if state is None:
         return numpy.random.get_state()
     return numpy.random.set_state(state)
-
-
-class Timing(NamedTuple):
-    """Microseconds of a call; ``one_thread`` if it was CPU time of a single thread."""
-
-    before: float
-    after: float
-    one_thread: bool = False
-
-
-def _median(values: Iterable[float]) -> float:
-    """As statistics.median, whose module takes 5 ms to import."""
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return (ordered[middle] + ordered[~middle]) / 2
-
-
-def compare(
-    before: Sequence[Callable[[], Any]], after: Sequence[Callable[[], Any]], cuda: bool = False
-) -> Timing:
-    """Median microseconds of a call, before and after, from samples taken in turn.
-
-    Samples during which this thread waited for a core are dropped, and more are taken instead: they
-    tell of other processes. If too few are left, CPU time on a single thread decides, to which other
-    processes matter little.
-
-    Where several pairs are given (all of a model's modules of one shape) the samples cycle through
-    them, so that weights come from memory as in the model. With one pair its weights may stay in the
-    cache; that favours the float layer, whose weights are the larger, and so is on the safe side.
-    """
-    pairs = list(zip(before, after))[:MAX_MODULES]
-    samples = _samples(pairs, cuda)
-    calm = [
-        [seconds for seconds, on_core in taken if on_core > CALM * seconds] for taken in samples
-    ]
-    if cuda or min(map(len, calm)) >= ENOUGH:
-        wall = calm if not cuda else [[seconds for seconds, _ in taken] for taken in samples]
-        slow, fast = (1e6 * _median(taken) for taken in wall)
-        return Timing(slow, fast)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        samples = _samples(pairs, cuda, any_will_do=True)
-    finally:
-        torch.set_num_threads(threads)
-    slow, fast = (1e6 * _median(cpu for _, cpu in taken) for taken in samples)
-    return Timing(slow, fast, one_thread=True)
-
-
-_Sample = tuple[float, float]
-
-
-def _samples(
-    pairs: Sequence[tuple[Callable[[], Any], Callable[[], Any]]],
-    cuda: bool,
-    any_will_do: bool = False,
-) -> tuple[list[_Sample], list[_Sample]]:
-    """(seconds, seconds on a core) of calls before and after, until enough of them are calm."""
-    for pair in pairs:
-        for call in pair:
-            call()
-    once = sum(_sample(call, 1, cuda)[0] for call in pairs[0])
-    repeats = max(1, int(2 * SAMPLE_S / max(once, 1e-7)))
-    taken: tuple[list[_Sample], list[_Sample]] = ([], [])
-    start = time.perf_counter()
-    for i, pair in zip(range(MAX_ROUNDS), itertools.cycle(pairs)):
-        spent = time.perf_counter() - start
-        calm = min(sum(cpu > CALM * wall for wall, cpu in samples) for samples in taken)
-        enough = (i if cuda or any_will_do else calm) >= MIN_ROUNDS
-        if i and spent > (BUDGET_S if enough else MOST_BUDGET_S):
-            break
-        for which in (0, 1) if i % 2 else (1, 0):
-            taken[which].append(_sample(pair[which], repeats, cuda))
-    return taken
-
-
-def _sample(call: Callable[[], Any], repeats: int, cuda: bool) -> _Sample:
-    """Seconds of a call, and for how many of them this thread was on a core."""
-    if cuda:
-        torch.cuda.synchronize()
-    start, start_on_core = time.perf_counter(), time.thread_time()
-    for _ in range(repeats):
-        call()
-    if cuda:
-        torch.cuda.synchronize()
-    on_core = time.thread_time() - start_on_core
-    return (time.perf_counter() - start) / repeats, on_core / repeats

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .progress import progress
 from .report import (
     ADJUSTED,
     FUSED,
     ROOT,
     SWAPPED,
-    Patch,
     Row,
     SwapReport,
     apply_all,
@@ -23,8 +18,9 @@ from .report import (
     tensor_bytes,
 )
 from .swap_candidate import Candidate, Chosen, build, layer_problem, patches_of
+from .swap_contest import keep_winners, keep_winning_encoders
 from .swap_fuse import EncoderPatch, Fusion, encoder_patches, find_fusion
-from .swap_measure import MARGIN, Call, Capture, Timing, compare
+from .swap_measure import Capture
 from .swap_rules import KINDS, FilterFn, Survey, by_torch_quantized, kind_of, why_not
 
 if TYPE_CHECKING:
@@ -44,8 +40,8 @@ def run(
         chosen = _keep_reached(chosen, fusions, capture)
     candidates = build(chosen, fusions, config, capture is not None)
     if capture is not None:
-        candidates = _keep_winners(candidates, capture)
-        candidates = _keep_winning_encoders(candidates, survey, capture)
+        candidates = keep_winners(candidates, capture)
+        candidates = keep_winning_encoders(candidates, survey, capture)
     patches = patches_of(candidates, survey)
     units = encoder_patches(survey, {id(c.module) for c in candidates})
     patches += [patch for unit in units for patch in unit.patches]
@@ -131,105 +127,6 @@ def _keep_reached(chosen: Chosen, fusions: dict[int, Fusion], capture: Capture) 
             del fusions[id(module)]
         kept.append((module, name, row))
     return kept
-
-
-def _keep_winners(candidates: list[Candidate], capture: Capture) -> list[Candidate]:
-    """Each choice in turn against the best so far, at first the module itself; losers stay out."""
-    for rank in range(max((len(candidate.choices) for candidate in candidates), default=0)):
-        entered = [c for c in candidates if len(c.choices) > rank]
-        _challenge(entered, rank, capture)
-    kept = []
-    for candidate in candidates:
-        if candidate.best is not None:
-            kept.append(candidate)
-            continue
-        row = candidate.row
-        told = ", ".join(f"{us:,.1f} {label}" for label, us in row.us_choices.items())
-        also = f"; {row.reason}" if row.reason else ""
-        row.leave(f"not faster here: {row.us_before:,.1f} µs in float, {told}{also}")
-    return kept
-
-
-def _challenge(candidates: list[Candidate], rank: int, capture: Capture) -> None:
-    """Measures each distinct layer on each distinct input, its ``rank``-th choice against the best."""
-    groups: dict[tuple, list[Candidate]] = defaultdict(list)
-    likeness = {id(c): c.likeness(c.choices[rank]) for c in candidates}
-    for candidate in candidates:
-        for key in capture.counts[id(candidate.module)]:
-            groups[(likeness[id(candidate)], key)].append(candidate)
-    times: dict[tuple, Timing] = {}
-    with progress(len(groups), "measuring") as bar:
-        for (like, key), group in groups.items():
-            times[like, key] = _time(group, rank, capture.calls[key])
-            bar.advance(group[0].name)
-    for candidate in candidates:
-        row, choice = candidate.row, candidate.choices[rank]
-        before = after = 0.0
-        for key, count in capture.counts[id(candidate.module)].items():
-            time = times[likeness[id(candidate)], key]
-            before, after = before + count * time.before, after + count * time.after
-            row.one_thread |= time.one_thread
-        if row.us_before is None:
-            row.us_before = before
-        # In the microseconds of the first round, which a later one may have seen faster or slower.
-        best = row.us_before if candidate.best is None else row.us_choices[candidate.best.label]
-        row.us_choices[choice.label] = us = after if best == before else best * after / before
-        if after <= MARGIN * before:
-            candidate.take(choice)
-            row.us_after = us
-        elif candidate.best is None:
-            row.us_after = min(row.us_choices.values())
-
-
-def _time(group: Sequence[Candidate], rank: int, call: Call) -> Timing:
-    args, kwargs = call.arguments()
-    cuda = any(isinstance(x, Tensor) and x.device.type == "cuda" for x in args)
-    with torch.no_grad(), call.context():
-        before = [one.before(args, kwargs) for one in group]
-        after = [one.after(one.choices[rank], args, kwargs) for one in group]
-        return Timing(*compare(before, after, cuda))
-
-
-def _keep_winning_encoders(
-    candidates: list[Candidate], survey: Survey, capture: Capture
-) -> list[Candidate]:
-    """Measures each encoder as a whole, since its Linears run without its fused inference path."""
-    lost: dict[int, str] = {}
-    for unit in encoder_patches(survey, {id(c.module) for c in candidates}):
-        call = capture.first.get(id(unit.unit))
-        if call is None or not unit.patches:
-            continue
-        members = {id(module) for module in unit.members}
-        inside = [c for c in candidates if id(c.module) in members]
-        before, after, _ = _time_encoder(unit, patches_of(inside, survey) + unit.patches, call)
-        if after > MARGIN * before:
-            for module in unit.members:
-                lost[id(module)] = (
-                    f"{unit.name or ROOT} as a whole is not faster without its fused inference "
-                    f"path: {before:,.1f} µs with it, {after:,.1f} exchanged"
-                )
-    for candidate in candidates:
-        if id(candidate.module) in lost:
-            candidate.row.leave(lost[id(candidate.module)])
-    return [candidate for candidate in candidates if id(candidate.module) not in lost]
-
-
-def _time_encoder(unit: EncoderPatch, patches: list[Patch], call: Call) -> Timing:
-    args, kwargs = call.arguments()
-    cuda = any(isinstance(x, Tensor) and x.device.type == "cuda" for x in args)
-
-    def before() -> None:
-        unit.unit(*args, **kwargs)
-
-    def after() -> None:
-        try:
-            apply_all(patches)
-            unit.unit(*args, **kwargs)
-        finally:
-            revert_all(patches)
-
-    with torch.random.fork_rng(), torch.no_grad(), call.context():
-        return Timing(*compare([before], [after], cuda))
 
 
 def _in_order(rows: dict[str, Row], survey: Survey) -> list[Row]:
