@@ -114,8 +114,9 @@ def swap_(
     With ``trimtab.Sparse`` a Linear or Conv2d stays dense or becomes sparse or, with ``int8=True``,
     int8 or sparse int8: whichever is fastest on ``example_inputs``. A form takes a place only if it is
     faster by 3 % and, by a sign test over interleaved rounds, surely faster; if not by far, twice, at
-    two times. Of two that are as good the one of smaller error is kept, the dense one first. A sparse weight never takes more memory than the dense one. Masks
-    of trimtab.prune beside a weight say what is kept, and end with the module they belong to.
+    two times. Of two that are as good the one of smaller error is kept, the dense one first. A sparse
+    weight never takes more memory than the dense one. Masks of trimtab.prune
+    beside a weight say what is kept, and end with the module they belong to.
 
     Where a nn.TransformerEncoderLayer gets an int8 Linear, its fused inference path is turned off on
     that instance, as it would bypass the Linear; a nn.TransformerEncoder then computes padded tokens
