@@ -23,7 +23,10 @@ SHAPES = [
     (1, 1, 1, 1.0),
     (1, 33, 70, 0.0),
     (1, 131, 1100, 0.3),
+    (2, 7, 300, 0.5),
+    (3, 20, 161, 0.4),
     (8, 64, 64, 0.5),
+    (7, 9, 130, 0.5),
     (4, 16, 65, 1.0),
     (5, 17, 3, 0.7),
     (16, 49, 100, 0.2),
@@ -116,6 +119,16 @@ def test_nan_and_inf(isa: str, dtype: torch.dtype, M: int, generator) -> None:
     assert np.array_equal(np.isnan(want), got.isnan().numpy())
     assert np.array_equal(np.isinf(want), got.isinf().numpy())
     assert 0 < got.isfinite().sum() < got.numel() or M == 1
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.ident)
+def test_scratch_of_an_earlier_call(isa: str, dtype: torch.dtype, generator) -> None:
+    """NaN left in memory that is read as padding does not reach the sums."""
+    weight = sparse(20, 130, 0.5, generator).to(dtype)
+    with cases.threads(1):
+        ops.bitmap_linear(torch.full((16, 130), torch.nan, dtype=dtype), *ops.bitmap_pack(weight))
+        x, parts = torch.ones(1, 70, dtype=dtype), ops.bitmap_pack(weight[:, :70].contiguous())
+        assert_close(ops.bitmap_linear(x, *parts), x, parts, dtype)
 
 
 @pytest.mark.parametrize("M", [4, 100])

@@ -8,7 +8,7 @@ namespace trimtab {
 
 // One block of the product: columns [n_begin, n_end) by all row panels of a pass, over all of K.
 struct BitmapBlock {
-  const void* x;  // first panel; for BitmapKernel::plain, first row
+  const void* x;  // first panel; first row where BitmapKernel::row made it
   int64_t panel_bytes;  // of a panel or row
   int64_t rows;  // of x in these panels
   tt_bitmap weight;
@@ -19,6 +19,10 @@ struct BitmapBlock {
 // False: no memory for scratch.
 using BitmapBlockFn = bool (*)(const BitmapBlock& block, const SparseOutput& output);
 
+// A row of x, K elements of dtype, as a kernel of dot products reads it; scale: of int8 cells.
+using BitmapRowFn = void (*)(tt_isa isa, const void* x, tt_dtype dtype, int64_t K, void* to,
+                             float* scale);
+
 constexpr int kBitmapDotRows = 8;  // of x that the kernels of dot products take
 
 struct BitmapKernel {
@@ -28,12 +32,13 @@ struct BitmapKernel {
   bool dense = false;
   // Panels of one pass; more rows are done in several passes.
   int64_t max_panel_bytes = int64_t(16) << 20;
-  // x as fp32 rows, zeros up to a multiple of 64, and not as panels; at most kBitmapDotRows.
-  bool plain = false;
+  // x as rows and not as panels, of at most kBitmapDotRows: writes one, zeros up to a multiple of 64 k.
+  BitmapRowFn row = nullptr;
 };
 
-// The row of the table for weights of that dtype and M rows of x; finite: x has neither Inf nor NaN.
-BitmapKernel bitmap_kernel(tt_isa isa, tt_dtype dtype, int64_t M, int64_t K, bool finite);
+// The row of the table for a weight [N, K] and M rows of x; finite: x has neither Inf nor NaN.
+BitmapKernel bitmap_kernel(tt_isa isa, const tt_bitmap& weight, int64_t M, int64_t N, int64_t K,
+                           bool finite);
 
 // The kept int8 weights of a word of bits -> to [64], zeros between; returns what follows them.
 using BitmapExpandFn = const int8_t* (*)(uint64_t word, const int8_t* values, int8_t* to);
@@ -55,6 +60,9 @@ bool bitmap_block_f32_avx2(const BitmapBlock&, const SparseOutput&);
 bool bitmap_block_bf16_avx2(const BitmapBlock&, const SparseOutput&);
 bool bitmap_block_f16_avx2(const BitmapBlock&, const SparseOutput&);
 bool bitmap_dots_f32_avx512(const BitmapBlock&, const SparseOutput&);
+bool bitmap_dots_bf16_vbmi2_avx512(const BitmapBlock&, const SparseOutput&);
+bool bitmap_dots_int8_vbmi2_avx512(const BitmapBlock&, const SparseOutput&);
+void bitmap_row_bf16_avx512(const void* x, int64_t K, void* to);
 bool bitmap_block_f32_avx512(const BitmapBlock&, const SparseOutput&);
 bool bitmap_block_bf16_avx512(const BitmapBlock&, const SparseOutput&);
 bool bitmap_block_f16_avx512(const BitmapBlock&, const SparseOutput&);

@@ -15,9 +15,39 @@
 
 namespace trimtab {
 
-BitmapKernel bitmap_kernel(tt_isa isa, tt_dtype dtype, int64_t M, int64_t K, bool finite) {
+namespace {
+
+void row_f32(tt_isa, const void* x, tt_dtype, int64_t K, void* to, float*) {
+  std::memcpy(to, x, size_t(K) * 4);
+  std::memset(static_cast<float*>(to) + K, 0, size_t(round_up(K, 64) - K) * 4);
+}
+
+void row_bf16(tt_isa, const void* x, tt_dtype, int64_t K, void* to, float*) {
+  bitmap_row_bf16_avx512(x, K, to);
+}
+
+void row_int8(tt_isa isa, const void* x, tt_dtype dtype, int64_t K, void* to, float* scale) {
+  quantize_row(isa)(x, dtype, K, static_cast<int8_t*>(to), scale);
+  std::memset(static_cast<int8_t*>(to) + K, 0, size_t(round_up(K, 64) - K));
+}
+
+}  // namespace
+
+BitmapKernel bitmap_kernel(tt_isa isa, const tt_bitmap& weight, int64_t M, int64_t N, int64_t K,
+                           bool finite) {
+  const tt_dtype dtype = weight.dtype;
   // Panels of x that stay in a 2 MiB L2, since every 32 rows of the weight pass over all of them.
   constexpr int64_t kInL2 = 1280 << 10;
+  if (isa >= TT_ISA_AVX512 && has_avx512_vbmi2() && K > 0) {
+    // Up to how many rows of x dot products are faster than tiles (short ones lose by the sums of their
+    // lanes), or than what serves without tiles: for bf16 the walk, whose time falls with the kept weights.
+    const bool tiles = isa == TT_ISA_AMX && (dtype == TT_I8 || has_amx_bf16());
+    const bool pays = !tiles || K >= (M - 1) * 1024, many_kept = weight.count > N * K / 5;
+    if (dtype == TT_I8 && pays && M <= (tiles ? 3 : kBitmapDotRows))
+      return {PanelCell::kInt8, bitmap_dots_int8_vbmi2_avx512, true, kInL2, row_int8};
+    if (dtype == TT_BF16 && finite && pays && M <= (tiles ? 2 : many_kept ? kBitmapDotRows : 4))
+      return {PanelCell::kF32, bitmap_dots_bf16_vbmi2_avx512, true, kInL2, row_bf16};
+  }
   if (isa == TT_ISA_AMX && has_avx512_vbmi2() && K > 0) {
     if (dtype == TT_BF16 && has_amx_bf16() && finite)
       return {PanelCell::kBf16, bitmap_block_bf16_amx, true, kInL2};
@@ -25,7 +55,7 @@ BitmapKernel bitmap_kernel(tt_isa isa, tt_dtype dtype, int64_t M, int64_t K, boo
   }
   if (dtype == TT_I8) return {PanelCell::kInt8, nullptr};  // bitmap_int8_expanded
   if (dtype == TT_F32 && isa >= TT_ISA_AVX512 && M <= kBitmapDotRows && finite)
-    return {PanelCell::kF32, bitmap_dots_f32_avx512, true, kInL2, true};
+    return {PanelCell::kF32, bitmap_dots_f32_avx512, true, kInL2, row_f32};
   // By dtype, then scalar, AVX2, AVX-512.
   constexpr BitmapBlockFn kBlocks[3][3] = {
       {bitmap_block_f32_scalar, bitmap_block_f32_avx2, bitmap_block_f32_avx512},
@@ -41,6 +71,7 @@ namespace {
 constexpr const char* kOp = "bitmap_linear";
 
 struct Pass {
+  tt_isa isa;
   const char* x;  // first row
   tt_dtype dtype;
   int64_t x_stride, row_bytes;
@@ -50,13 +81,11 @@ struct Pass {
   float* a_scale;
 };
 
-// One row of x, widened, with zeros up to a multiple of 64.
-void fill_plain(Pass& pass) {
-  float* to = static_cast<float*>(const_cast<void*>(pass.block.x));
-  for (int64_t m = 0; m < pass.block.rows; ++m, to += pass.block.panel_bytes / 4) {
-    std::memcpy(to, pass.x + m * pass.row_bytes, size_t(pass.block.K) * 4);
-    std::memset(to + pass.block.K, 0, size_t(pass.block.panel_bytes - pass.block.K * 4));
-  }
+void fill_rows(const Pass& pass) {
+  char* to = static_cast<char*>(const_cast<void*>(pass.block.x));
+  for (int64_t m = 0; m < pass.block.rows; ++m, to += pass.block.panel_bytes)
+    pass.kernel.row(pass.isa, pass.x + m * pass.row_bytes, pass.dtype, pass.block.K, to,
+                    pass.a_scale + m);
 }
 
 void fill(Pass& pass, int64_t panel) {
@@ -71,8 +100,8 @@ bool run_pass(Pass& pass, int64_t N, const tt_parallel& pool, int threads) {
   const int64_t panels = (pass.block.rows + kSparseM - 1) / kSparseM;
   // Below this the fill costs less than a second parallel region.
   constexpr int64_t kWorthFilling = 64 * 1024;
-  if (pass.kernel.plain) {
-    fill_plain(pass);
+  if (pass.kernel.row != nullptr) {
+    fill_rows(pass);
   } else if (threads > 1 && panels > 1 && pass.block.rows * pass.block.K > kWorthFilling) {
     parallel_run(pool, panels, [&](int64_t panel) { fill(pass, panel); });
   } else {
@@ -161,8 +190,9 @@ tt_status tt_bitmap_linear(const void* x, tt_dtype x_dtype, int64_t x_stride,
   if (status != TT_OK || M == 0 || N == 0) return status;
 
   Pass pass;
+  pass.isa = isa;
   const SparseLanes& lanes = sparse_lanes(isa);
-  pass.kernel = bitmap_kernel(isa, weight->dtype, M, K, true);
+  pass.kernel = bitmap_kernel(isa, *weight, M, N, K, true);
   const tt_parallel pool = pool_or_serial(parallel);
   const bool many =
       pool.run != nullptr && worth_threads(isa, *weight, M, N, tt_bitmap_row_bytes(K));
@@ -171,17 +201,19 @@ tt_status tt_bitmap_linear(const void* x, tt_dtype x_dtype, int64_t x_stride,
     return bitmap_int8_expanded(kOp, isa, x, x_dtype, x_stride, *weight, M, N, K, *epilogue, pool,
                                 threads);
   if (pass.kernel.dense && weight->dtype != TT_I8 && !lanes.finite(x, x_dtype, x_stride, M, K))
-    pass.kernel = bitmap_kernel(isa, weight->dtype, M, K, false);
+    pass.kernel = bitmap_kernel(isa, *weight, M, N, K, false);
   // The kernels of 64 k at once read panels of whole words of bits.
   const int64_t K_padded = pass.kernel.cell == PanelCell::kF32 ? round_up(K, 64) : K;
   const int64_t steps = std::max<int64_t>(panel_steps(K_padded, pass.kernel.cell), 1);
-  const int64_t panel_bytes =
-      pass.kernel.plain ? std::max<int64_t>(K_padded, 64) * 4 : steps * kSparseStepBytes;
+  const int64_t panel_bytes = pass.kernel.row != nullptr ? std::max<int64_t>(round_up(K, 64), 64) *
+                                                               panel_cell_bytes(pass.kernel.cell)
+                                                         : steps * kSparseStepBytes;
   const int64_t most_rows =
       std::max<int64_t>(pass.kernel.max_panel_bytes / panel_bytes * kSparseM, kSparseM);
   const int64_t pass_rows = round_up(std::min(M, most_rows), kSparseM);
   const bool own_bias = epilogue->bias == nullptr || epilogue->bias_dtype != TT_F32;
-  const int64_t x_bytes = (pass.kernel.plain ? pass_rows : pass_rows / kSparseM) * panel_bytes;
+  const int64_t x_bytes =
+      (pass.kernel.row != nullptr ? pass_rows : pass_rows / kSparseM) * panel_bytes;
   const int64_t scale_bytes = pass_rows * 4;
   char* scratch =
       static_cast<char*>(thread_scratch(x_bytes + scale_bytes + (own_bias ? N * 4 : 0)));
