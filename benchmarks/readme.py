@@ -332,6 +332,21 @@ def sparse_dispatcher(rows: Rows) -> str:
     )
 
 
+def structured(rows: Rows) -> str:
+    timed: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows:
+        timed.setdefault((row["x_value"], row["mode"]), {})[row["provider"]] = us(row)
+    ratios = [times["whole"] / times["trimtab"] for times in timed.values()]
+    body = [
+        [shape, dtype, *(f"{value:.0f}" for value in times.values()), f"{ratio:.2f}"]
+        for ((shape, dtype), times), ratio in zip(timed.items(), ratios)
+    ]
+    few = ", ".join(name for name in next(iter(timed.values())) if "neurons" in name)
+    head = ["rows, width, neurons", "dtype", "half, µs", "whole, µs", f"{few}, µs", "whole / half"]
+    text = markdown(head, body)
+    return f"{text}\nGeomean {geomean(ratios):.2f} ×, worst {min(ratios):.2f} ×.\n"
+
+
 PARTS: dict[str, Callable[[Rows], str]] = {
     "demo": demo,
     "demo_training": demo_training,
@@ -341,6 +356,7 @@ PARTS: dict[str, Callable[[Rows], str]] = {
     "block_linear": sparse_products,
     "sparse_dispatcher": sparse_dispatcher,
     "prune": prune,
+    "structured": structured,
     "int8_linear": int8_linear,
     "int8_linear_sweep": int8_linear_sweep,
     "int8_linear_isa": int8_linear_isa,
