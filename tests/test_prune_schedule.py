@@ -81,7 +81,7 @@ def test_cubic() -> None:
     assert given[10] == pytest.approx(0.1) and given[50] == 0.9
     assert given[30] == pytest.approx(0.9 - 0.8 * 0.5**3)
     assert [s for s in range(9) if prune.OneShot(0.5, at=3)(s)] == [3]
-    with pytest.raises(ValueError, match="expected 0 <= begin < end"):
+    with pytest.raises(ValueError, match="expected begin < end, got 5 and 5"):
         prune.Cubic(0.9, begin=5, end=5)
     with pytest.raises(ValueError, match=r"Cubic: final: expected sparsity in \[0, 1\], got 90"):
         prune.Cubic(90, begin=0, end=5)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from .checks import expect
 from .masks import Pattern, check_scores, check_sparsity, kept, largest
 from .report import PruneReport, report
 from .state import Layers, Target, set_mask_, targets
@@ -136,12 +137,16 @@ def scores_(
     """
     op = "scores_"
     kind = Pattern.parse(op, pattern, block)
+    expect(op, "a dict of scores by names of parameters", isinstance(scores, Mapping), scores)
     chosen = [t for t in targets(op, model) if t.name in scores]
     if unknown := sorted(set(scores) - {t.name for t in chosen}):
         raise ValueError(f"{op}: expected names of weights that can be pruned, got {unknown}")
+    if not chosen:
+        raise ValueError(f"{op}: expected scores of at least one weight, got none")
     values = []
     for target in chosen:
         score = scores[target.name]
+        expect(op, f"a tensor as scores of {target.name}", isinstance(score, Tensor), score)
         if score.shape != target.weight.shape:
             raise ValueError(
                 f"{op}: {target.name}: expected scores of shape {list(target.weight.shape)}, got "

@@ -176,8 +176,12 @@ def seen(target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Parts
 
 
 def check_inputs(op: str, target: Target, parts: Parts) -> None:
-    """ValueError for NaN, Inf, or nothing."""
+    """ValueError for NaN, Inf, nothing, or integers."""
     for _, x in parts:
+        if not x.is_floating_point():
+            raise ValueError(
+                f"{op}: {target.layer}: expected floating-point calibration inputs, got {x.dtype}"
+            )
         if not bool(torch.isfinite(x).all()):
             raise ValueError(f"{op}: {target.layer}: its calibration inputs hold NaN or Inf")
         if not len(x):

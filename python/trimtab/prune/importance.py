@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..progress import progress
 from .apply import Sparsity, choose, layers_of, scores_, set_masks_, sparsities
 from .calibration import evaluating
+from .checks import expect, expect_function, expect_optimizer
 from .masks import Pattern, check_scores
 from .report import PruneReport
 from .state import Layers, targets
@@ -45,6 +46,9 @@ def taylor_(
     kind = Pattern.parse(op, pattern, block)
     chosen = targets(op, model, layers_of(sparsity, layers))
     wanted = sparsities(op, kind, sparsity, chosen)
+    good = isinstance(batches, Iterable) and not isinstance(batches, (str, Tensor))
+    expect(op, "an iterable of batches", good, batches)
+    expect_function(op, "loss(model, batch) -> scalar tensor", loss)
     weights = [target.weight for target in chosen]
     for target in chosen:
         check_scores(op, target.name, target.weight.detach())
@@ -55,7 +59,8 @@ def taylor_(
             weight.requires_grad_(True)
         with evaluating(model), torch.enable_grad():
             for batch in progress(batches, op):
-                grads = torch.autograd.grad(loss(model, batch), weights, allow_unused=True)
+                value = _scalar(op, loss(model, batch))
+                grads = torch.autograd.grad(value, weights, allow_unused=True)
                 if all(grad is None for grad in grads):
                     raise ValueError(f"{op}: the loss depends on none of the layers to prune")
                 changes = [
@@ -73,6 +78,17 @@ def taylor_(
     return set_masks_(model, chosen, choose(op, chosen, units, kind, wanted, scope), kind)
 
 
+def _scalar(op: str, loss: Any) -> Tensor:
+    expect(op, "loss(model, batch) to give a scalar tensor", isinstance(loss, Tensor), loss)
+    if loss.numel() != 1:
+        raise ValueError(
+            f"{op}: expected loss(model, batch) to give a scalar tensor, got {list(loss.shape)}"
+        )
+    if not loss.requires_grad:
+        raise ValueError(f"{op}: the loss depends on none of the layers to prune")
+    return loss
+
+
 class Movement:
     """Sums -w dL/dw over the steps of an optimizer: positive where a weight moves away from zero.
 
@@ -83,7 +99,14 @@ class Movement:
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, layers: Layers = None
     ) -> None:
+        expect_optimizer("Movement", optimizer)
         self._targets = targets("Movement", model, layers)
+        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not any(id(target.weight) in owned for target in self._targets):
+            raise ValueError(
+                "Movement: expected an optimizer of the model's parameters, got "
+                f"{type(optimizer).__name__} of {len(owned)} others"
+            )
         self.steps = 0
         self.scores = {t.name: torch.zeros_like(t.weight.detach()) for t in self._targets}
         self._handle = optimizer.register_step_pre_hook(self._before)
@@ -122,6 +145,7 @@ def movement_(
     Raises:
         ValueError: as magnitude_; no steps were watched; a score is NaN.
     """
+    expect("movement_", "a Movement", isinstance(movement, Movement), movement)
     if not movement.steps:
         raise ValueError("movement_: expected steps of the optimizer, saw none")
     scores = movement.scores

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .apply import Sparsity, choose, layers_of, set_masks_, sparsities, units_of
+from .checks import number
 from .masks import Pattern
 from .report import PruneReport
 from .state import Layers, targets
@@ -63,6 +64,7 @@ def magnitude_(
         return set_masks_(model, chosen, masks, kind)
     if sparsity is not None or kind.kind == "n:m":
         raise ValueError(f"{op}: threshold goes with neither sparsity nor n of m")
+    threshold = number(op, "threshold", threshold)
     if not threshold >= 0:
         raise ValueError(f"{op}: expected threshold >= 0, got {threshold}")
     limit = threshold**2 if kind.squares else threshold

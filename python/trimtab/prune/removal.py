@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from . import state
 from .attention import PrunedMultiheadAttention
+from .checks import expect, expect_model
 from .state import SUFFIX
 from .undo import Undo
 
@@ -112,6 +113,9 @@ def load_state_dict_(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None
             zero; a tensor of another number of dimensions.
         RuntimeError: missing and unexpected keys, as from load_state_dict. The model is then as it was.
     """
+    expect_model("load_state_dict_", model)
+    given = isinstance(state_dict, Mapping)
+    expect("load_state_dict_", "a state_dict (a dict of tensors)", given, state_dict)
     with Undo() as undo:
         for name, module in model.named_modules():
             prefix = f"{name}." if name else ""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from .checks import expect_model
 from .state import ATTENTION, LAYERS, masked
 
 
@@ -60,6 +61,7 @@ class PruneReport:
 
 def report(model: nn.Module) -> PruneReport:
     """Sparsity of every Linear, convolution and attention projection, and of all masked weights."""
+    expect_model("report", model)
     held = {id(target.weight) for target in masked(model)}
     rows, seen = [], set()
     for layer, module in model.named_modules():

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..progress import progress
 from .apply import choose, units_of
+from .checks import expect_function, expect_model, expect_optimizer, whole
 from .magnitude import magnitude_
 from .masks import Pattern, check_sparsity
 from .report import PruneReport, report
@@ -42,11 +43,10 @@ class Cubic:
     def __post_init__(self) -> None:
         check_sparsity("Cubic: final", self.final)
         check_sparsity("Cubic: initial", self.initial)
-        if not 0 <= self.begin < self.end or self.every < 1:
-            raise ValueError(
-                f"Cubic: expected 0 <= begin < end and every >= 1, got begin={self.begin}, "
-                f"end={self.end}, every={self.every}"
-            )
+        whole("Cubic", "begin", self.begin, 0)
+        whole("Cubic", "every", self.every, 1)
+        if whole("Cubic", "end", self.end, 1) <= self.begin:
+            raise ValueError(f"Cubic: expected begin < end, got {self.begin} and {self.end}")
 
     def __call__(self, step: int) -> float | None:
         if step == self.end:
@@ -66,6 +66,7 @@ class OneShot:
 
     def __post_init__(self) -> None:
         check_sparsity("OneShot: final", self.final)
+        whole("OneShot", "at", self.at, 0)
 
     def __call__(self, step: int) -> float | None:
         return self.final if step == self.at else None
@@ -92,11 +93,23 @@ def iterative_(
             :func:`soft_filter_` nothing is held, and filters may come back.
 
     Raises:
+        ValueError: steps < 1, or a schedule that ends after them.
         whatever ``train_step`` and ``prune`` raise, after model and optimizer are again what they were.
     """
     prune = prune or magnitude_
-    if steps < 1:
-        raise ValueError(f"iterative_: expected steps >= 1, got {steps}")
+    op = "iterative_"
+    expect_model(op, model)
+    expect_optimizer(op, optimizer)
+    expect_function(op, "train_step(step)", train_step)
+    expect_function(op, "schedule(step) -> sparsity or None", schedule)
+    expect_function(op, "prune(model, sparsity)", prune)
+    whole(op, "steps", steps, 1)
+    last = {Cubic: "end", OneShot: "at"}.get(type(schedule))
+    if last is not None and getattr(schedule, last) >= steps:
+        raise ValueError(
+            f"{op}: expected {last} of the schedule < steps={steps}, got {getattr(schedule, last)}: it "
+            "would not reach its final sparsity"
+        )
     saved = copy.deepcopy(optimizer.state_dict())
     try:
         with Undo() as undo, progress(steps, label) as bar:

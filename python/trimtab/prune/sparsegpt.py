@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .apply import Sparsity, describe, layers_of, sparsities
 from .calibration import Parts, each_layer
+from .checks import number
 from .masks import Pattern, block_sums, check_scores, expand, largest, n_of_m
 from .report import PruneReport
 from .state import Layers, Target, set_mask_, targets
@@ -67,6 +68,7 @@ def sparsegpt_(
     kind = Pattern.parse(op, pattern, block)
     if kind.kind == "rows":
         raise ValueError(f'{op}: expected a pattern that leaves weights in each row, got "rows"')
+    damping = number(op, "damping", damping)
     if not damping > 0:
         raise ValueError(f"{op}: expected damping > 0, got {damping}")
     chosen = targets(op, model, layers_of(sparsity, layers))

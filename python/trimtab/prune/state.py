@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .checks import expect, expect_model, names
+
 SUFFIX = "_mask"
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -54,18 +56,15 @@ def targets(op: str, model: nn.Module, layers: Layers = None) -> list[Target]:
         TypeError: a named layer is of a type that can't be pruned.
         ValueError: a name that isn't there, or nothing to prune.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{op}: expected an nn.Module, got {type(model).__name__}")
+    expect_model(op, model)
     modules = dict(model.named_modules())
-    names: Iterable[str] = modules
-    if isinstance(layers, str):
-        layers = [layers]
+    wanted: Iterable[str] = modules
     if layers is not None and not callable(layers):
-        names = list(layers)
-        if unknown := [name for name in names if name not in modules]:
+        wanted = names(op, layers)
+        if unknown := [name for name in wanted if name not in modules]:
             raise ValueError(f"{op}: expected names of layers, got {unknown}, not in the model")
     found: dict[int, Target] = {}
-    for name in names:
+    for name in wanted:
         module = modules[name]
         own = _weights(name, module)
         if callable(layers):
@@ -107,8 +106,10 @@ def set_mask_(module: nn.Module, key: str, mask: Tensor) -> None:
     """Gives parameter ``key`` this bool mask (True stays), in a buffer, and zeroes what it prunes.
 
     Raises:
-        ValueError: there is no such parameter, or the mask's shape is not its.
+        ValueError: there is no such parameter, the mask's shape is not its, or it has a NaN.
     """
+    expect_model("set_mask_", module)
+    expect("set_mask_", "a tensor as mask", isinstance(mask, Tensor), mask)
     weight = module._parameters.get(key)
     if weight is None:
         raise ValueError(f"set_mask_: {type(module).__name__} has no parameter {key!r}")
@@ -116,6 +117,8 @@ def set_mask_(module: nn.Module, key: str, mask: Tensor) -> None:
         raise ValueError(
             f"set_mask_: {key}: expected a mask of shape {list(weight.shape)}, got {list(mask.shape)}"
         )
+    if mask.is_floating_point() and bool(torch.isnan(mask).any()):
+        raise ValueError(f"set_mask_: {key}: expected a bool mask, got one with NaN")
     global _changes
     _changes += 1
     mask = (mask.detach() != 0).to(weight.device)
@@ -142,11 +145,13 @@ def masked(model: nn.Module) -> list[Target]:
 
 def masks(model: nn.Module) -> dict[str, Tensor]:
     """Name of each masked parameter and its mask: bool of its shape, True where it stays."""
+    expect_model("masks", model)
     return {target.name: target.mask for target in masked(model) if target.mask is not None}
 
 
 def finalize_(model: nn.Module) -> None:
     """Takes the masks away; pruned weights are zeros from now on, and may be trained again."""
+    expect_model("finalize_", model)
     global _changes
     _changes += 1
     for target in masked(model):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import removal, state
 from .apply import Sparsity
 from .calibration import as_call, evaluating
+from .checks import expect, expect_model, names, whole
 from .graph import KNOWN, Graph, trace
 from .masks import block_sums, check_scores, check_sparsity, kept, largest
 from .state import set_mask_
@@ -90,11 +91,12 @@ def structured_(
         ValueError: sparsity outside [0, 1], NaN weights (named), inputs that the model doesn't take,
             nothing to prune, a model that doesn't run with smaller layers. It is then as it was.
     """
-    if not isinstance(round_to, int) or round_to < 1:
-        raise ValueError(f"{OP}: expected round_to >= 1, got {round_to}")
+    expect_model(OP, model)
+    whole(OP, "round_to", round_to, 1)
     if scope not in ("layer", "global"):
         raise ValueError(f'{OP}: expected scope "layer" or "global", got {scope!r}')
     named = _named(model, sparsity, layers)
+    _check_importance(model, importance)
     args, kwargs = as_call(OP, example_inputs)
     with torch.no_grad(), evaluating(model):
         try:
@@ -132,8 +134,7 @@ def _named(
     elif layers is None:
         return check_sparsity(OP, sparsity)
     else:
-        names = [layers] if isinstance(layers, str) else list(layers)
-        found = dict.fromkeys(names, check_sparsity(OP, sparsity))
+        found = dict.fromkeys(names(OP, layers), check_sparsity(OP, sparsity))
     for name in found:
         if name not in modules:
             raise ValueError(f"{OP}: expected names of layers, got {name!r}, not in the model")
@@ -143,6 +144,25 @@ def _named(
                 f"{type(modules[name]).__name__}"
             )
     return found
+
+
+def _check_importance(model: nn.Module, importance: Mapping[str, Tensor] | None) -> None:
+    if importance is None:
+        return
+    good = isinstance(importance, Mapping)
+    expect(OP, "importance as a dict of scores by names of parameters", good, importance)
+    parameters = dict(model.named_parameters())
+    if unknown := sorted(set(importance) - set(parameters)):
+        raise ValueError(
+            f"{OP}: expected importance of parameters, got {unknown}, not in the model"
+        )
+    for name, values in importance.items():
+        expect(OP, f"a tensor as importance of {name}", isinstance(values, Tensor), values)
+        if values.shape != parameters[name].shape:
+            raise ValueError(
+                f"{OP}: importance of {name}: expected {list(parameters[name].shape)}, got "
+                f"{list(values.shape)}"
+            )
 
 
 def _scores(
@@ -161,11 +181,6 @@ def _scores(
         values = weight.detach()
         if importance is not None:
             values = importance[name] if name in importance else torch.zeros_like(values)
-            if values.shape != weight.shape:
-                raise ValueError(
-                    f"{OP}: importance of {name}: expected {list(weight.shape)}, got "
-                    f"{list(values.shape)}"
-                )
             check_scores(OP, f"the importance of {name}", values)
         lines = values.movedim(slot.dim, 0).reshape(len(slot.ids), -1).double().square()
         norms = block_sums(lines, (1, lines.shape[1])).reshape(-1).tolist()
