@@ -198,6 +198,17 @@ class Sparse24Weight(ctypes.Structure):
     )
 
 
+class Sparse24Compressed(ctypes.Structure):
+    """tt_sparse24_compressed of csrc/include/trimtab/sparse24_compress.h."""
+
+    _fields_ = (
+        ("values", ctypes.c_void_p),
+        ("row_bytes", ctypes.c_int64),
+        ("indices", ctypes.c_void_p),
+        ("metadata", ctypes.c_void_p),
+    )
+
+
 class Simulator:
     """Calls of the kernels as on a GPU of that architecture; every launch is another shuffle.
 
@@ -396,6 +407,31 @@ class Simulator:
             writes=[out],
         )
         return out.reshape(*x.shape[:-1], N)
+
+    def sparse24_compress(self, weight: Tensor, both: bool = False) -> list[Tensor | None]:
+        """values, indices, metadata (None for float32); with `both` those of the transpose too."""
+        w = rows(weight)
+        (N, K), size = w.shape, w.element_size()
+        parts: list[Tensor | None] = []
+        structs = []
+        for high, wide in ((N, K), (K, N)) if both else ((N, K),):
+            kept = -(-wide // 4) * 2
+            row_bytes = -(-kept * size // 16) * 16
+            values = garbage(high, row_bytes // size, dtype=w.dtype)
+            indices = garbage(high, -(-wide // 8), dtype=torch.int8).view(torch.uint8)
+            metadata = None
+            if size < 4:
+                words = garbage(-(-high // 16) * -(-wide // 64) * 128, dtype=torch.int8)
+                metadata = words.view(torch.int32).view(-(-high // 16), -(-wide // 64), 32)
+            place = metadata.data_ptr() if metadata is not None else None
+            structs.append(
+                Sparse24Compressed(values.data_ptr(), row_bytes, indices.data_ptr(), place)
+            )
+            parts += [values, indices, metadata]
+        pointers = [ctypes.byref(part) for part in structs] + [None] * (2 - len(structs))
+        arguments = (w, w.dtype, stride(w), N, K, *pointers, None)
+        self.call("tt_sparse24_compress_cuda", *arguments, reads=[w], writes=parts)
+        return parts
 
     def sparse24_linear(
         self,

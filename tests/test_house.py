@@ -29,6 +29,8 @@ COMPANIONS = {
     "int8_conv2d_unpack": "int8_conv2d",
     "block_grad_x": "block_linear",
     "block_grad_values": "block_linear",
+    "sparse24_pack": "sparse24_compress",
+    "sparse24_pack_both": "sparse24_compress",
 }
 
 # What an op may lack, and why. A line whose file exists after all fails, so this list stays true.
@@ -42,6 +44,7 @@ EXCEPTIONS = {
     "cuda/int8_pack": "the packed layout is the CPU kernels' own; CUDA reads plain [N, K]",
     "cuda/quantize_affine": "on a GPU it is Triton's",
     "kernels/bitmap_linear": "CPU only so far",
+    "kernels/sparse24_compress": "where CUDA C++ is missing it is torch's operators",
     "cpu/sparse24_linear": "on a CPU a 2:4 weight is a bitmap weight",
     "kernels/sparse24_linear": "Triton has no sparse tensor core product",
     "benchmark/sparse24_linear": "no GPU has run it yet",

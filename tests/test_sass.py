@@ -134,6 +134,14 @@ KERNELS = (
         ),
         shared=_sparse24_shared,
     ),
+    # 16 bytes in and out; int8 holds 32 words of a column a thread
+    Kernel(
+        r"sparse24_compress_kernel<(?P<type>float|unsigned short|signed char), "
+        r"(?P<aligned>true|false), (true|false)>",
+        block=lambda m: (128, 5 if m["type"] == "signed char" else 6),
+        opcodes=lambda m: (COPY_16 if m["aligned"] == "true" else LOAD_16, r"STG\.E\.128"),
+        shared=lambda m: {"float": 4352, "unsigned short": 9216, "signed char": 20480}[m["type"]],
+    ),
     # 16 warps a multiprocessor
     Kernel(
         r"int8_mm_small<\d+, \d+, (true|false)>",

@@ -611,39 +611,3 @@ def test_repr() -> None:
         "int8=True, sparsity="
     )
     assert repr(make(("block", True))[1]).startswith(text)
-
-
-# --- sparse24_compress
-
-
-@pytest.mark.parametrize("dtype", [*cases.DTYPES, torch.int8], ids=cases.ident)
-@pytest.mark.parametrize("N,K", [(3, 8), (5, 7), (2, 5), (4, 1), (0, 8), (3, 0), (7, 12), (6, 130)])
-def test_sparse24_compress(dtype: torch.dtype, N: int, K: int, generator) -> None:
-    weight = torch.randint(-128, 128, (N, K), generator=generator).to(dtype)
-    weight[:, ::3] = weight[:, :1].clone()  # ties
-    values, indices = ops.sparse24_compress(weight)
-    assert values.shape == (N, -(-K // 4) * 2) and values.dtype == dtype
-    assert indices.shape == (N, -(-K // 8)) and indices.dtype == torch.uint8
-    want = torch.zeros_like(weight)
-    for n in range(N):
-        for start in range(0, K, 4):
-            group = range(start, min(start + 4, K))
-            for k in sorted(group, key=lambda k: (-abs(float(weight[n, k])), k))[:2]:
-                want[n, k] = weight[n, k]
-    assert torch.equal(ops.sparse24_unpack(values, indices, K), want)
-
-
-def test_sparse24_compress_of_few_nonzeros_keeps_the_lowest_zeros() -> None:
-    weight = torch.tensor([[0, 0, 5.0, 0, -0.0, 0, 0, 0, 1, 2, 2, -2]])
-    values, indices = ops.sparse24_compress(weight)
-    assert values.tolist() == [[0, 5, 0, 0, 2, 2]]
-    assert indices.tolist() == [[(0 | 2 << 2) | (0 | 1 << 2) << 4, 1 | 2 << 2]]
-
-
-def test_sparse24_compress_bad_input() -> None:
-    with pytest.raises(
-        RuntimeError, match=r"sparse24_compress: expected weight \[N, K\] of float32"
-    ):
-        ops.sparse24_compress(torch.zeros(4))
-    with pytest.raises(RuntimeError, match=r"without NaN, got one at \[1, 2\]"):
-        ops.sparse24_compress(torch.tensor([[0.0, 0, 0], [0, 0, float("nan")]]))

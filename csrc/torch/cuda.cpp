@@ -66,6 +66,7 @@ Loaded load() {
   find(handle, "tt_int8_weight_mm_cuda", &library.int8_weight_mm, &found.problem);
   find(handle, "tt_silu_mul_quantize_int8_cuda", &library.silu_mul_quantize_int8, &found.problem);
   find(handle, "tt_rms_norm_quantize_int8_cuda", &library.rms_norm_quantize_int8, &found.problem);
+  find(handle, "tt_sparse24_compress_cuda", &library.sparse24_compress, &found.problem);
   find(handle, "tt_sparse24_linear_cuda", &library.sparse24_linear, &found.problem);
   find(handle, "tt_sparse24_linear_cuda_workspace", &library.sparse24_linear_workspace,
        &found.problem);

@@ -7,6 +7,7 @@
 #include <trimtab/quantize_int8.h>
 #include <trimtab/rms_norm_quantize_int8.h>
 #include <trimtab/silu_mul_quantize_int8.h>
+#include <trimtab/sparse24_compress.h>
 #include <trimtab/sparse24_linear.h>
 
 #include "adapter.h"
@@ -27,6 +28,7 @@ struct CudaLibrary {
   decltype(&tt_int8_weight_mm_cuda) int8_weight_mm;
   decltype(&tt_silu_mul_quantize_int8_cuda) silu_mul_quantize_int8;
   decltype(&tt_rms_norm_quantize_int8_cuda) rms_norm_quantize_int8;
+  decltype(&tt_sparse24_compress_cuda) sparse24_compress;
   decltype(&tt_sparse24_linear_cuda) sparse24_linear;
   decltype(&tt_sparse24_linear_cuda_workspace) sparse24_linear_workspace;
   AOTITorchError (*current_stream)(int32_t device, void** stream);

@@ -11,6 +11,7 @@
 #include <trimtab/quantize_int8.h>
 #include <trimtab/rms_norm_quantize_int8.h>
 #include <trimtab/silu_mul_quantize_int8.h>
+#include <trimtab/sparse24_compress.h>
 #include <trimtab/sparse24_linear.h>
 
 #include <cstdio>
@@ -162,6 +163,23 @@ tt_status tt_int8_weight_mm_cuda(const void* x, tt_dtype dtype, int64_t x_stride
   const Packed packed(b, b_stride, N, K);
   return tt_int8_weight_mm(x, dtype, x_stride, packed.get(), group, zero_point, M, N, K, epilogue,
                            nullptr);
+}
+
+// One way, in rows whose padding is left alone.
+tt_status tt_sparse24_compress_cuda(const void* weight, tt_dtype dtype, int64_t stride, int64_t N,
+                                    int64_t K, const tt_sparse24_compressed* out,
+                                    const tt_sparse24_compressed* transposed, tt_stream stream) {
+  if (const tt_status status = check_call(stream)) return status;
+  if (dtype != TT_F32 || out->row_bytes % 16 != 0 || transposed != nullptr || !out->indices)
+    return wrong("pretend: not one way of float32");
+  const int64_t row = (K + 3) / 4 * 2 * 4;
+  std::vector<char> values(size_t(N * row));
+  const tt_status status =
+      tt_sparse24_compress(weight, dtype, stride, N, K, values.data(), out->indices, nullptr);
+  for (int64_t n = 0; n < N; ++n)
+    std::memcpy(static_cast<char*>(out->values) + n * out->row_bytes, &values[size_t(n * row)],
+                size_t(row));
+  return status;
 }
 
 int64_t tt_sparse24_linear_cuda_workspace(int64_t, int64_t, tt_dtype) { return kWorkspace; }

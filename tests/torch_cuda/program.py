@@ -119,6 +119,10 @@ def cuda():
 
 def sparse24():
     """A 2:4 weight that keeps the first two of every four."""
+    weight = torch.tensor([[1.0, -3, 2, 0, 5, 5], [0, 0, 0, 7, 0, 9]])
+    values, indices = ops.sparse24_compress.default(weight)
+    assert values.is_contiguous() and values.tolist() == [[-3, 2, 5, 5], [0, 7, 0, 9]]
+    assert indices.tolist() == [[0x49], [0x4C]]
     x, scale, bias = torch.randn(2, 3, 72), torch.rand(20), torch.randn(20)
     values = weight_of(20, 36)
     metadata = torch.full((2, 2, 32), 0x44444444, dtype=torch.int32)

@@ -17,6 +17,7 @@ from ..ops.sparse24_compress import (
     indices_to_bitmap,
     pick24,
     sparse24_check,
+    sparse24_compress,
 )
 
 # The position in this tuple is the pattern's number in a checkpoint.
@@ -109,7 +110,10 @@ def pack(
     if int8:
         matrix, scale = quantize_int8(matrix)
         keep = keep if pattern == "2:4" else matrix != 0  # int8 values are fixed: no zero is of use
-    parts = _pack(matrix, keep, pattern, block, groups)
+    if pattern == "2:4" and mask is None and not int8:  # its nonzeros are the largest of each four
+        parts = resident24(*sparse24_compress(matrix), matrix.shape[1])
+    else:
+        parts = _pack(matrix, keep, pattern, block, groups)
     if scale is not None:
         parts["weight_scale"] = scale
     held, dense = size(parts), weight.numel() * weight.element_size()

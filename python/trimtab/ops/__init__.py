@@ -16,7 +16,12 @@ from .quantize_int8 import quantize_int8
 from .rms_norm_quantize_int8 import rms_norm_quantize_int8
 from .silu_mul_quantize_int8 import silu_mul_quantize_int8
 from .sparse24_compress import sparse24_compress, sparse24_unpack
-from .sparse24_linear import sparse24_linear, sparse24_metadata
+from .sparse24_linear import (
+    sparse24_linear,
+    sparse24_metadata,
+    sparse24_pack,
+    sparse24_pack_both,
+)
 
 library.implement_in_triton()
 sparse_fallback.register()
@@ -57,4 +62,6 @@ __all__ = [
     "sparse24_unpack",
     "sparse24_linear",
     "sparse24_metadata",
+    "sparse24_pack",
+    "sparse24_pack_both",
 ]

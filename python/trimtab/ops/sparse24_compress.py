@@ -8,12 +8,15 @@ from torch.nn import functional as F
 
 from . import library
 
+_op = torch.ops.trimtab.sparse24_compress
+
 
 def sparse24_compress(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Prunes ``weight`` [N, K] to 2:4 and compresses it: the two largest |w| of each four along K stay.
 
     Equal magnitudes keep the lower index and -0.0 counts as 0 (NUMERICS.md section 5), so a group with
     fewer than two nonzeros keeps the zeros of lowest index. K is padded to whole groups with zeros.
+    One pass over the weight, on a CPU and by CUDA C++; where that is missing, torch's operators.
 
     Args:
         weight: float32, bfloat16, float16 or int8 [N, K], any strides.
@@ -24,23 +27,48 @@ def sparse24_compress(weight: Tensor) -> tuple[Tensor, Tensor]:
         positions in bits 0 and 1, the higher in bits 2 and 3; an even group in the low half of a byte.
 
     Raises:
-        RuntimeError: wrong rank or dtype, or a NaN in ``weight``: where.
+        RuntimeError: wrong rank or dtype, a NaN in ``weight``: where; or ``weight`` requires grad.
     """
-    op = "sparse24_compress"
+    if torch.is_grad_enabled():
+        library.refuse_grad("sparse24_compress", weight=weight)
+    values, indices = _op.default(weight)
+    # A kernel on a GPU can't raise. It ranks NaN above all numbers, so one is among what it kept.
+    on_gpu = weight.device.type == "cuda" and values.is_floating_point()
+    if on_gpu and not torch.compiler.is_compiling() and bool(torch.isnan(values).any()):
+        raise RuntimeError(
+            f"sparse24_compress: expected a weight without NaN, got one at "
+            f"{first_true(torch.isnan(weight))}"
+        )
+    return values, indices
+
+
+def _check(weight: Tensor) -> None:
     library.expect(
         weight.dim() == 2 and weight.dtype in (*library.FLOAT_DTYPES, torch.int8),
-        f"{op}: expected weight [N, K] of float32, bfloat16, float16 or int8, got "
+        f"sparse24_compress: expected weight [N, K] of float32, bfloat16, float16 or int8, got "
         f"{library.describe(weight)}",
     )
+
+
+@library.register_fake("trimtab::sparse24_compress")
+def _(weight: Tensor) -> tuple[Tensor, Tensor]:
+    _check(weight)
+    N, K = weight.shape
+    values = weight.new_empty(N, (K + 3) // 4 * 2)
+    return values, weight.new_empty(N, (K + 7) // 8, dtype=torch.uint8)
+
+
+def compress_in_torch(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """sparse24_compress by torch's operators, for devices that have no kernel."""
+    _check(weight)
     if weight.dtype == torch.int8:
         return pick24(weight, weight.to(torch.int16).abs())  # |-128| has no int8
-    if not torch.compiler.is_compiling() and weight.device.type != "meta":
-        nan = torch.isnan(weight)
-        library.expect(
-            not bool(nan.any()),
-            f"{op}: expected a weight without NaN, got one at {first_true(nan)}",
-        )
-    return pick24(weight, weight.abs())
+    # Magnitudes order as their bits do, NaN on top.
+    integer, most = {4: (torch.int32, 0x7FFFFFFF), 2: (torch.int16, 0x7FFF)}[weight.element_size()]
+    return pick24(weight, weight.contiguous().view(integer) & most)
+
+
+library.implement("sparse24_compress.torch", compress_in_torch, "CUDA")
 
 
 def first_true(where: Tensor) -> list[int]:

@@ -9,7 +9,7 @@ from . import library
 from .bitmap_linear import expect_sparse
 from .flops import register_flop_formula
 from .int8_linear import activation_backward
-from .sparse24_compress import sparse24_codes, sparse24_dense, sparse24_mask
+from .sparse24_compress import compress_in_torch, sparse24_codes, sparse24_dense, sparse24_mask
 
 _op = torch.ops.trimtab.sparse24_linear
 
@@ -61,12 +61,15 @@ def sparse24_linear(
 
 def sparse24_rows(values: Tensor) -> Tensor:
     """``values`` [N, K4 / 2] in rows that start on whole 16 bytes: itself, or a wider copy's view."""
+    each = ROW_BYTES // values.element_size()
+    width = -(-values.shape[1] // each) * each
+    return values if values.stride() == (width, 1) else _wide(values)
+
+
+def _wide(values: Tensor) -> Tensor:
     N, kept = values.shape
     each = ROW_BYTES // values.element_size()
-    width = -(-kept // each) * each
-    if values.stride() == (width, 1):
-        return values
-    wide = values.new_zeros(N, width)
+    wide = values.new_zeros(N, -(-kept // each) * each)
     wide[:, :kept].copy_(values)
     return wide[:, :kept]
 
@@ -118,6 +121,83 @@ def sparse24_metadata(indices: Tensor, K: int, dtype: torch.dtype) -> Tensor:
         lanes = (words[:, 0] | words[:, 1] << 16).permute(0, 2, 1, 3)
     lanes = lanes.reshape(rows16, blocks, 32)
     return torch.where(lanes >= 2**31, lanes - 2**32, lanes).to(torch.int32)
+
+
+def sparse24_pack(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Prunes ``weight`` [N, K] to 2:4 and packs it for sparse24_linear, in one pass on a GPU.
+
+    Which weights stay: see sparse24_compress. A NaN ranks above every number, so it stays and is seen.
+
+    Args:
+        weight: bfloat16, float16 or int8 [N, K], any strides.
+
+    Returns:
+        values [N, K4 / 2], K4 = K rounded up to 4, in rows that start on whole 16 bytes, and metadata
+        int32 [ceil(N / 16), ceil(K / 64), 32], as sparse24_linear takes them.
+
+    Raises:
+        RuntimeError: wrong rank or dtype, or ``weight`` requires grad.
+    """
+    if torch.is_grad_enabled():
+        library.refuse_grad("sparse24_pack", weight=weight)
+    return torch.ops.trimtab.sparse24_pack.default(weight)
+
+
+def sparse24_pack_both(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """sparse24_pack of ``weight`` [N, K] and of its transpose [K, N], from one pass over it.
+
+    The transpose is pruned along N, by itself: for products with the weight and with its transpose, as
+    forward and backward of a layer that is trained 2:4 have them. A weight with at most two nonzeros in
+    each four of its rows and of its columns loses nothing either way.
+
+    Returns (values, metadata, transposed values, transposed metadata).
+
+    Raises: as sparse24_pack.
+    """
+    if torch.is_grad_enabled():
+        library.refuse_grad("sparse24_pack_both", weight=weight)
+    return torch.ops.trimtab.sparse24_pack_both.default(weight)
+
+
+def _check_packed(weight: Tensor) -> None:
+    library.expect(
+        weight.dim() == 2 and weight.dtype in (torch.bfloat16, torch.float16, torch.int8),
+        f"sparse24_pack: expected weight [N, K] of bfloat16, float16 or int8, got "
+        f"{library.describe(weight)}",
+    )
+
+
+def _pack_in_torch(weight: Tensor) -> tuple[Tensor, Tensor]:
+    _check_packed(weight)
+    values, indices = compress_in_torch(weight)
+    return _wide(values), sparse24_metadata(indices, weight.shape[1], weight.dtype)
+
+
+def _pack_both_in_torch(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return *_pack_in_torch(weight), *_pack_in_torch(weight.t())
+
+
+def _fake_pack(weight: Tensor) -> tuple[Tensor, Tensor]:
+    _check_packed(weight)
+    N, K = weight.shape
+    each = ROW_BYTES // weight.element_size()
+    kept = (K + 3) // 4 * 2
+    values = weight.new_empty(N, (kept + each - 1) // each * each)[:, :kept]
+    return values, weight.new_empty((N + 15) // 16, (K + 63) // 64, 32, dtype=torch.int32)
+
+
+def _fake_pack_both(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return *_fake_pack(weight), *_fake_pack(weight.t())
+
+
+library.register_fake("trimtab::sparse24_pack")(_fake_pack)
+library.register_fake("trimtab::sparse24_pack_both")(_fake_pack_both)
+for _name, _function in {
+    "sparse24_pack": _pack_in_torch,
+    "sparse24_pack_both": _pack_both_in_torch,
+}.items():
+    library.implement(_name, _function, "CPU")
+    library.implement(f"{_name}.torch", _function, "CUDA")
 
 
 def sparse24_indices(metadata: Tensor, N: int, K: int, dtype: torch.dtype) -> Tensor:

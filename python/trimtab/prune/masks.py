@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..ops.library import FLOAT_DTYPES
+from ..ops.sparse24_compress import sparse24_compress, sparse24_mask
+
 
 def kept(count: int, sparsity: float) -> int:
     """How many of ``count`` stay: count - round(sparsity count), halves to even."""
@@ -66,6 +69,9 @@ def largest_of_rows(scores: Tensor, k: int) -> Tensor:
 def n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
     """bool [N, K]: in each group of ``m`` along K the ``n`` largest; of a shorter last one too."""
     rows, count = scores.shape
+    if (n, m) == (2, 4) and scores.dtype in FLOAT_DTYPES and bool((scores >= 0).all()):
+        _, indices = sparse24_compress(scores.detach())
+        return sparse24_mask(indices, count)[:, :count]
     lacking = -count % m
     if lacking:  # what is not there never stays
         scores = torch.nn.functional.pad(scores, (0, lacking), value=-torch.inf)

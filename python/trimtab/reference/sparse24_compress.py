@@ -19,7 +19,7 @@ def sparse24_compress(magnitude: np.ndarray, weight: np.ndarray) -> tuple[np.nda
     values = np.pad(weight, ((0, 0), (0, lacking)))[mask].reshape(N, (K + lacking) // 2)
     low, high = (np.nonzero(mask)[1] % 4).reshape(-1, 2).T
     codes = np.zeros((N, -(-(K + lacking) // 8) * 2), np.uint8)
-    codes[:, : (K + lacking) // 4] = (low + 4 * high).reshape(N, -1)
+    codes[:, : (K + lacking) // 4] = (low + 4 * high).reshape(N, (K + lacking) // 4)
     return values, codes[:, ::2] | codes[:, 1::2] << 4
 
 
