@@ -15,7 +15,8 @@ namespace {
 constexpr const char* kActivations[] = {"none", "relu", "gelu", "gelu_tanh", "silu"};
 
 // NumPy's own numbers for its builtin types.
-constexpr int kNumInt8 = 1, kNumUint16 = 4, kNumFloat32 = 11, kNumFloat16 = 23;
+constexpr int kNumInt8 = 1, kNumUint8 = 2, kNumUint16 = 4, kNumInt32 = 5, kNumInt64 = 7,
+              kNumFloat32 = 11, kNumFloat16 = 23;
 
 Dtype classify(const py::dtype& dtype) {
   switch (dtype.num()) {
@@ -23,6 +24,12 @@ Dtype classify(const py::dtype& dtype) {
     case kNumFloat32: return dtype.byteorder() == '>' ? Dtype::kOther : Dtype::kFloat32;
     case kNumFloat16: return dtype.byteorder() == '>' ? Dtype::kOther : Dtype::kFloat16;
     default: break;
+  }
+  // By kind and size: int64 is "long" or "long long".
+  if (dtype.byteorder() != '>') {
+    if (dtype.kind() == 'u' && dtype.itemsize() == 1) return Dtype::kUint8;
+    if (dtype.kind() == 'i' && dtype.itemsize() == 4) return Dtype::kInt32;
+    if (dtype.kind() == 'i' && dtype.itemsize() == 8) return Dtype::kInt64;
   }
   // ml_dtypes registers its types when it is imported; the name is all that is known of them here.
   const bool bfloat16 =
@@ -36,6 +43,9 @@ const char* dtype_name(Dtype dtype) {
     case Dtype::kFloat32: return "float32";
     case Dtype::kBfloat16: return "bfloat16";
     case Dtype::kFloat16: return "float16";
+    case Dtype::kUint8: return "uint8";
+    case Dtype::kInt32: return "int32";
+    case Dtype::kInt64: return "int64";
     case Dtype::kOther: break;
   }
   return "another dtype";
@@ -83,6 +93,9 @@ py::dtype dlpack_dtype(const dlpack::Tensor& tensor, const std::string& where, D
     case dlpack::kInt * 256 + 8: *dtype = Dtype::kInt8; return py::dtype(kNumInt8);
     case dlpack::kFloat * 256 + 32: *dtype = Dtype::kFloat32; return py::dtype(kNumFloat32);
     case dlpack::kFloat * 256 + 16: *dtype = Dtype::kFloat16; return py::dtype(kNumFloat16);
+    case dlpack::kUInt * 256 + 8: *dtype = Dtype::kUint8; return py::dtype(kNumUint8);
+    case dlpack::kInt * 256 + 32: *dtype = Dtype::kInt32; return py::dtype(kNumInt32);
+    case dlpack::kInt * 256 + 64: *dtype = Dtype::kInt64; return py::dtype(kNumInt64);
     case dlpack::kBfloat * 256 + 16: *dtype = Dtype::kBfloat16; return py::dtype(kNumUint16);
     default: break;
   }

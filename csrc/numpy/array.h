@@ -12,10 +12,12 @@ namespace trimtab {
 
 namespace py = pybind11;
 
-enum class Dtype { kInt8, kFloat32, kBfloat16, kFloat16, kOther };
+enum class Dtype { kInt8, kFloat32, kBfloat16, kFloat16, kUint8, kInt32, kInt64, kOther };
 
 // Throws ValueError or MemoryError with tt_last_error() if status is not TT_OK.
 void check_status(tt_status status);
+
+inline std::string number(int64_t value) { return std::to_string(value); }
 
 // An argument: the memory as it lies, and what its elements are. bfloat16 is ml_dtypes' or, from
 // DLPack, uint16 with the same bits.
@@ -53,7 +55,9 @@ struct Rows {
 struct Scale {
   py::array memory;
   int64_t groups = 1, N = 0;
-  const float* data() const { return static_cast<const float*>(memory.data()); }
+  const float* data() const { return given ? static_cast<const float*>(memory.data()) : nullptr; }
+  explicit Scale(int64_t outputs) : N(outputs), given(false) {}  // none, for float weights
+  bool given = true;
   Scale(const char* op, const char* name, py::handle object, bool grouped = false);
 };
 
@@ -78,6 +82,18 @@ std::vector<py::ssize_t> shape_with_last(const Array& rows_of, int64_t last);
 
 // The injected threads: the own pool, with as many as set_threads said (0: one per core).
 tt_parallel own_pool();
+// Runs a kernel without the GIL and turns its status into an exception. tt_last_error is the calling
+// thread's, so taking the GIL back in between does not disturb it.
+template <class Kernel>
+void run(const Kernel& kernel) {
+  const tt_parallel pool = own_pool();
+  tt_status status;
+  {
+    const py::gil_scoped_release unlocked;
+    status = kernel(&pool);
+  }
+  check_status(status);
+}
 void set_threads(int count);
 
 // What int8_mm, int8_linear and int8_weight_mm share after the product: scale, bias, activation and the
@@ -104,5 +120,8 @@ struct Epilogue {
   py::array bias_, out_, out_scale_;
   bool callers_ = false;  // out_ is the caller's memory
 };
+
+// bitmap_linear and block_linear, in sparse.cpp.
+void define_sparse(py::module_& m);
 
 }  // namespace trimtab

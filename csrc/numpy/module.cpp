@@ -15,21 +15,6 @@
 namespace trimtab {
 namespace {
 
-// Runs a kernel without the GIL and turns its status into an exception. tt_last_error is the calling
-// thread's, so taking the GIL back in between does not disturb it.
-template <class Kernel>
-void run(const Kernel& kernel) {
-  const tt_parallel pool = own_pool();
-  tt_status status;
-  {
-    const py::gil_scoped_release unlocked;
-    status = kernel(&pool);
-  }
-  check_status(status);
-}
-
-std::string number(int64_t value) { return std::to_string(value); }
-
 // The int32 sum of int8_mm and int8_linear; said before a weight is packed for the call.
 void expect_exact(const char* op, int64_t K) {
   if (K <= TT_INT8_MAX_K) return;
@@ -274,6 +259,7 @@ PYBIND11_MODULE(_numpy, m, pybind11::mod_gil_not_used()) {
   m.def("int8_mm", &int8_mm);
   m.def("int8_linear", &int8_linear);
   m.def("int8_weight_mm", &int8_weight_mm);
+  define_sparse(m);
   m.def("abi_version", &tt_abi_version);
   m.def("get_isa", &get_isa);
   m.def("set_isa", [](const std::string& name) { check_status(tt_set_isa(name.c_str())); });

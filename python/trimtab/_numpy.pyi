@@ -41,6 +41,30 @@ def int8_weight_mm(
     out_dtype: Any | None,
     out: Any | None,
 ) -> Any: ...
+def bitmap_row_start(values: Any, bitmap: Any, K: int) -> np.ndarray: ...
+def bitmap_linear(
+    x: Any,
+    values: Any,
+    bitmap: Any,
+    row_start: Any | None,
+    weight_scale: Any | None,
+    bias: Any | None,
+    activation: str,
+    out_dtype: Any | None,
+    out: Any | None,
+) -> Any: ...
+def block_linear(
+    x: Any,
+    values: Any,
+    crow: Any,
+    col: Any,
+    N: int,
+    weight_scale: Any | None,
+    bias: Any | None,
+    activation: str,
+    out_dtype: Any | None,
+    out: Any | None,
+) -> Any: ...
 def abi_version() -> int: ...
 def get_isa() -> str: ...
 def set_isa(name: str) -> None: ...

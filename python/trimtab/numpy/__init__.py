@@ -9,7 +9,8 @@ A weight is int8 [N, K], or what ``int8_pack`` made of it: packing once saves pa
 ``activation`` is "none", "relu", "gelu", "gelu_tanh" or "silu".
 
 The kernels run without the GIL, on trimtab's own threads. The results are the same bits for every
-instruction set, batch size and number of threads, and the same as torch's ops of the same names.
+instruction set, batch size and number of threads, and the same as torch's ops of the same names; sparse
+products of float values, summed in an order of each instruction set's own, have those of torch's.
 
 A wrong dtype or kind of object raises TypeError, a wrong shape, layout or value ValueError; both say
 the function, what was expected and what came. If memory runs out, MemoryError.
@@ -22,6 +23,14 @@ from typing import Any
 import numpy as np
 
 from .. import _numpy
+from .sparse import (
+    bitmap_linear,
+    bitmap_pack,
+    bitmap_unpack,
+    block_linear,
+    block_pack,
+    block_unpack,
+)
 
 __all__ = [
     "quantize_int8",
@@ -32,6 +41,12 @@ __all__ = [
     "int8_weight_mm",
     "int8_pack",
     "int8_unpack",
+    "bitmap_linear",
+    "bitmap_pack",
+    "bitmap_unpack",
+    "block_linear",
+    "block_pack",
+    "block_unpack",
     "get_num_threads",
     "set_num_threads",
     "get_isa",
