@@ -14,6 +14,7 @@ struct BitmapBlock {
   tt_bitmap weight;
   int64_t row_bytes;  // of weight.bits
   int64_t K, n_begin, n_end;  // n_begin a multiple of kSparseTileN
+  int64_t N;  // rows of the weight: those behind n_end are often this thread's next
 };
 
 // False: no memory for scratch.

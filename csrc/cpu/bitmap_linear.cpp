@@ -228,7 +228,7 @@ tt_status tt_bitmap_linear(const void* x, tt_dtype x_dtype, int64_t x_stride,
   pass.x_stride = x_stride;
   pass.row_bytes = x_stride * dtype_size(x_dtype);
   pass.a_scale = reinterpret_cast<float*>(scratch + x_bytes);
-  pass.block = {scratch, panel_bytes, 0, *weight, tt_bitmap_row_bytes(K), K, 0, N};
+  pass.block = {scratch, panel_bytes, 0, *weight, tt_bitmap_row_bytes(K), K, 0, N, N};
   pass.output = sparse_output(isa, *epilogue, weight->dtype == TT_I8, pass.a_scale,
                               own_bias ? bias : static_cast<const float*>(epilogue->bias));
   for (int64_t m = 0; m < M; m += pass_rows) {

@@ -1,12 +1,15 @@
-// AMX: 32 rows of the weight are expanded into tiles (vpexpandw or vpexpandb, the bits as mask), 16 rows and
-// 64 bytes of K each, and meet panels of 16 rows of x.
+// AMX: 32 or 16 rows of the weight are expanded into tiles (vpexpandw or vpexpandb, the bits as mask), 16 rows
+// and 64 bytes of K each, and meet panels of 16 rows of x.
 //
 //   Expanding is the cost for few rows of x: a row's 64 bytes take two uops of vpexpand and one of kmov, all
 //   on port 5, so 3 cycles, 48 a tile; a product takes 16. So two chunks of K alternate: while the tile unit
 //   multiplies one, the vector unit expands the next, some rows between any two products. Up to two panels of
 //   x the sums stay in tiles over all of K; with more they wait in memory between the chunks.
 //
-//   Rows are read side by side, so no hardware prefetcher sees a stream. The rows of the next 32 lie in one
+//   16 rows for up to two panels: their two chunks leave L1 room for what streams through it. With more panels
+//   a tile of x has to serve 32.
+//
+//   Rows are read side by side, so no hardware prefetcher sees a stream. The rows that come next lie in one
 //   piece, values and bits alike, and are asked for in order, a share with every row that is expanded.
 #include <immintrin.h>
 
@@ -19,10 +22,12 @@
 namespace trimtab {
 namespace {
 
-constexpr int kRows = 32;  // of the weight, expanded together: two tiles
 constexpr int kTileBytes = 1024;
-constexpr int kChunk = 8;  // steps of K expanded ahead: 2 x 16 KiB of the 48 KiB L1
-constexpr int64_t kSlotBytes = kRows / 16 * kChunk * kTileBytes;
+constexpr int kChunk = 8;  // steps of K expanded ahead
+
+// kTall: row tiles of the weight, 16 rows each, that are expanded together.
+constexpr int rows_of(int kTall) { return 16 * kTall; }
+constexpr int64_t slot_bytes(int kTall) { return kTall * kChunk * kTileBytes; }
 
 struct Bf16 {
   using Value = uint16_t;
@@ -79,10 +84,11 @@ struct Ahead {
   }
 };
 
-// Expands the weight's rows [n_begin, n_end), 32 at a time, chunk by chunk of K, a row with each advance().
-template <class Cell>
+// Expands the weight's rows [n_begin, n_end), kRows at a time, chunk by chunk of K, a row with each advance().
+template <class Cell, int kTall>
 class Expander {
  public:
+  static constexpr int kRows = rows_of(kTall);
   using Value = typename Cell::Value;
   using Word = typename Cell::Word;
 
@@ -121,7 +127,7 @@ class Expander {
     const Value* values = static_cast<const Value*>(s_.weight.values);
     rows_ = int(s_.n_end - n_ < kRows ? s_.n_end - n_ : kRows);
     for (int r = 0; r < rows_; ++r) next_[r] = values + start[n_ + r];
-    const int64_t after = n_ + rows_, end = after + kRows < s_.n_end ? after + kRows : s_.n_end;
+    const int64_t after = n_ + rows_, end = after + kRows < s_.N ? after + kRows : s_.N;
     const int64_t chunks = (steps_ + kChunk - 1) / kChunk;
     values_ahead_.begin(values + start[after], values + start[end], rows_ * chunks);
     bits_ahead_.begin(s_.weight.bits + after * s_.row_bytes, s_.weight.bits + end * s_.row_bytes,
@@ -165,22 +171,26 @@ class Expander {
   Ahead values_ahead_, bits_ahead_;
 };
 
-// Sums (tiles 0 to 3: panel, row tile) += two row tiles of a chunk times kPanels panels, `steps` steps; the
+// Sums (tiles 0 to 3: panel, row tile) += kTall row tiles of a chunk times kPanels panels, `steps` steps; the
 // next chunk's rows are expanded between them, up to `until` in equal parts.
-template <class Cell, int kPanels>
+template <class Cell, int kTall, int kPanels>
 inline void multiply(const char* a, const char* x, int64_t x_panel, int steps,
-                     Expander<Cell>& expander, int from, int until) {
+                     Expander<Cell, kTall>& expander, int from, int until) {
   constexpr int64_t kLower = kChunk * kTileBytes;
   for (int i = 0; i < steps; ++i, a += kTileBytes, x += kTileBytes) {
     _tile_stream_loadd(7, x, 64);
     _tile_loadd(6, a, 64);
     TT_TILE_DOT(0, 6, 7);
-    _tile_loadd(6, a + kLower, 64);
-    TT_TILE_DOT(1, 6, 7);
+    if constexpr (kTall > 1) {
+      _tile_loadd(6, a + kLower, 64);
+      TT_TILE_DOT(1, 6, 7);
+    }
     if constexpr (kPanels > 1) {
       _tile_stream_loadd(7, x + x_panel, 64);
-      TT_TILE_DOT(3, 6, 7);
-      _tile_loadd(6, a, 64);
+      if constexpr (kTall > 1) {
+        TT_TILE_DOT(3, 6, 7);
+        _tile_loadd(6, a, 64);
+      }
       TT_TILE_DOT(2, 6, 7);
     }
     expander.advance(from + (until - from) * (i + 1) / steps);
@@ -197,26 +207,26 @@ inline void zero_sums() {
   }
 }
 
-// sums [panel][32][16 m]
-template <int kPanels>
+// sums [panel][16 kTall][16 m]
+template <int kTall, int kPanels>
 inline void load_sums(const char* sums) {
-  constexpr int64_t kPanelBytes = kRows * 64;
+  constexpr int64_t kPanelBytes = rows_of(kTall) * 64;
   _tile_loadd(0, sums, 64);
-  _tile_loadd(1, sums + kTileBytes, 64);
+  if constexpr (kTall > 1) _tile_loadd(1, sums + kTileBytes, 64);
   if constexpr (kPanels > 1) {
     _tile_loadd(2, sums + kPanelBytes, 64);
-    _tile_loadd(3, sums + kPanelBytes + kTileBytes, 64);
+    if constexpr (kTall > 1) _tile_loadd(3, sums + kPanelBytes + kTileBytes, 64);
   }
 }
 
-template <int kPanels>
+template <int kTall, int kPanels>
 inline void store_sums(char* sums) {
-  constexpr int64_t kPanelBytes = kRows * 64;
+  constexpr int64_t kPanelBytes = rows_of(kTall) * 64;
   _tile_stored(0, sums, 64);
-  _tile_stored(1, sums + kTileBytes, 64);
+  if constexpr (kTall > 1) _tile_stored(1, sums + kTileBytes, 64);
   if constexpr (kPanels > 1) {
     _tile_stored(2, sums + kPanelBytes, 64);
-    _tile_stored(3, sums + kPanelBytes + kTileBytes, 64);
+    if constexpr (kTall > 1) _tile_stored(3, sums + kPanelBytes + kTileBytes, 64);
   }
 }
 
@@ -229,15 +239,16 @@ struct Chunk {
 };
 
 // One chunk against panels [p, p + kPanels) of x. sums: those panels' place in memory.
-template <class Cell, int kPanels>
+template <class Cell, int kTall, int kPanels>
 void chunk_times_panels(const BitmapBlock& s, const SparseOutput& output, const Chunk& chunk,
-                        int64_t p, char* sums, bool keep, Expander<Cell>& expander, int from,
+                        int64_t p, char* sums, bool keep, Expander<Cell, kTall>& expander, int from,
                         int until) {
+  constexpr int kRows = rows_of(kTall);
   if (chunk.first) zero_sums<kPanels>();
-  else if (!keep) load_sums<kPanels>(sums);
+  else if (!keep) load_sums<kTall, kPanels>(sums);
   const char* x = static_cast<const char*>(s.x) + p * s.panel_bytes + chunk.step * kTileBytes;
-  multiply<Cell, kPanels>(chunk.a, x, s.panel_bytes, chunk.steps, expander, from, until);
-  if (chunk.last || !keep) store_sums<kPanels>(sums);
+  multiply<Cell, kTall, kPanels>(chunk.a, x, s.panel_bytes, chunk.steps, expander, from, until);
+  if (chunk.last || !keep) store_sums<kTall, kPanels>(sums);
   if (!chunk.last) return;
   const int cols = int(s.n_end - chunk.n < kRows ? s.n_end - chunk.n : kRows);
   for (int i = 0; i < kPanels; ++i) {
@@ -247,8 +258,10 @@ void chunk_times_panels(const BitmapBlock& s, const SparseOutput& output, const 
   }
 }
 
-template <class Cell>
-bool block(const BitmapBlock& s, const SparseOutput& output) {
+template <class Cell, int kTall>
+bool block_tall(const BitmapBlock& s, const SparseOutput& output) {
+  constexpr int kRows = rows_of(kTall);
+  constexpr int64_t kSlotBytes = slot_bytes(kTall);
   const int64_t panels = (s.rows + kSparseM - 1) / kSparseM;
   const int64_t steps = s.panel_bytes / kTileBytes;
   char* scratch = static_cast<char*>(
@@ -256,7 +269,7 @@ bool block(const BitmapBlock& s, const SparseOutput& output) {
   if (scratch == nullptr) return false;
   char* sums = scratch + 2 * kSlotBytes;
   const Tiles tiles;
-  Expander<Cell> expander(s, steps);
+  Expander<Cell, kTall> expander(s, steps);
   expander.begin_chunk(scratch);
   expander.advance(kRows);
   const bool keep = panels <= 2;
@@ -272,8 +285,9 @@ bool block(const BitmapBlock& s, const SparseOutput& output) {
       const int until = more ? int(panels - p <= 2 ? kRows : kRows * (p + 2) / panels) : 0;
       char* place = sums + p * kRows * 64;
       if (panels - p > 1)
-        chunk_times_panels<Cell, 2>(s, output, chunk, p, place, keep, expander, from, until);
-      else chunk_times_panels<Cell, 1>(s, output, chunk, p, place, keep, expander, from, until);
+        chunk_times_panels<Cell, kTall, 2>(s, output, chunk, p, place, keep, expander, from, until);
+      else
+        chunk_times_panels<Cell, kTall, 1>(s, output, chunk, p, place, keep, expander, from, until);
     }
     chunk.a = other;
     chunk.step += chunk.steps;
@@ -283,6 +297,12 @@ bool block(const BitmapBlock& s, const SparseOutput& output) {
     }
   }
   return true;
+}
+
+template <class Cell>
+bool block(const BitmapBlock& s, const SparseOutput& output) {
+  const bool few = s.rows <= 2 * kSparseM && s.panel_bytes >= 2 * kChunk * kTileBytes;
+  return few ? block_tall<Cell, 1>(s, output) : block_tall<Cell, 2>(s, output);
 }
 
 }  // namespace
