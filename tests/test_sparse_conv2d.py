@@ -13,6 +13,7 @@ from sparse_cases import BLOCK, PATTERNS, assert_near, pruned
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import trimtab.optim
 from trimtab import ops
 from trimtab.nn import SparseConv2d
 
@@ -128,6 +129,59 @@ def test_gradients(pattern: str, case: str) -> None:
     at = (dense.weight != 0) & (grad != 0)
     assert int(at.sum()) >= 0.9 * int((dense.weight != 0).sum())
     torch.testing.assert_close(grad[at], dense.weight.grad[at], rtol=1e-3, atol=1e-3)
+
+
+@each_pattern
+@pytest.mark.parametrize(
+    "optimizer", [torch.optim.AdamW, trimtab.optim.AdamW], ids=["torch", "trimtab"]
+)
+def test_trains(pattern: str, optimizer: type) -> None:
+    """What is pruned stays zero, what is kept learns."""
+    dense, layer = make(pattern, "groups")
+    steps = optimizer(layer.parameters(), lr=0.02)
+    x, target = inputs(12), torch.randn(2, 18, 11, 13, generator=torch.Generator().manual_seed(2))
+    losses = []
+    for _ in range(20):
+        loss = (layer(x) - target).square().mean()
+        steps.zero_grad()
+        loss.backward()
+        steps.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.97 * losses[0]
+    assert not torch.equal(layer.weight, dense.weight)
+    if pattern == "bitmap":  # in a kept block or group zeros train too
+        assert not layer.weight[dense.weight == 0].any()
+
+
+# (in, out, kernel, options), and which output channels keep nothing
+ODD = {
+    "nothing-kept": ((4, 6, 3, {}), slice(None)),
+    "a-group-of-nothing": ((8, 8, 3, {"groups": 2}), slice(0, 4)),
+    "one-channel": ((1, 1, (5, 7), {}), slice(0)),
+    "one-output": ((27, 1, 1, {}), slice(0)),
+    "primes": ((5, 13, (3, 7), {"padding": (1, 3)}), slice(3, 9)),
+}
+
+
+@each_pattern
+@pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
+@pytest.mark.parametrize("case", ODD)
+def test_odd_and_empty(pattern: str, int8: bool, case: str) -> None:
+    (C, O, kernel, options), empty = ODD[case]
+    torch.manual_seed(0)
+    dense = pruned(nn.Conv2d(C, O, kernel, **options), pattern, 0.3)
+    with torch.no_grad():
+        dense.weight[empty] = 0
+    layer = SparseConv2d.from_float(dense, pattern=pattern, block=(1, 4), int8=int8)
+    x = inputs(C).requires_grad_()
+    out, exact = layer(x), want(dense, x.detach())
+    assert out.shape == exact.shape
+    assert (out - exact).norm() <= (0.02 if int8 else 1e-6) * exact.norm()
+    out.sum().backward()
+    gradient = x.grad
+    x.grad = None
+    nn.functional.conv2d(x, layer.weight, None, 1, dense.padding, 1, dense.groups).sum().backward()
+    torch.testing.assert_close(gradient, x.grad, rtol=1e-4, atol=1e-4)
 
 
 @each_pattern
