@@ -263,3 +263,22 @@ def test_all_at_once_in_one_mixed_model() -> None:
         torch.testing.assert_close(ours.grad_norm.double(), norm, rtol=1e-5, atol=0)
     for p, q in zip(params, twins):
         torch.testing.assert_close(p.float(), q.float(), rtol=0.02, atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_clipped_from_memory(isa: str, name: str) -> None:
+    """Gradients that are only scaled take a shorter way than those with more folded in: the same bits."""
+    params = optim_cases.parameters((1300, 5, 512))
+    twins = optim_cases.clones(params)
+    copies = optim_cases.clones(params)
+    optim_cases.set_gradients(0, params, twins)
+    options = {"lr": 0.05, "max_grad_norm": 0.5, "maximize": True}
+    ours, theirs = getattr(optim, name)(params, **options), getattr(optim, name)(twins, **options)
+    for p, c in zip(twins, copies):
+        theirs.set_copy(p, c)
+    for scale in (1.0, 3.0):
+        ours.grad_scale = theirs.grad_scale = torch.tensor(scale)
+        ours.step()
+        theirs.step()
+        for p, q, c in zip(params, twins, copies):
+            assert torch.equal(p, q) and torch.equal(q, c)

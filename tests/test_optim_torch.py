@@ -252,3 +252,36 @@ def test_step_is_seen_by_autograd() -> None:
     optim.SGD([p], lr=0.1).step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_versions_of_what_was_stepped() -> None:
+    """Counted up where there is a gradient, by either way to do so; an inference tensor has none."""
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(4)]
+    ours = optim.SGD(params, lr=0.1)
+    for p in params[1::2]:
+        p.grad = torch.ones(3)
+    before = [p._version for p in params]
+    ours.step()
+    assert [p._version - v for p, v in zip(params, before)] == [0, 1, 0, 1]
+    with torch.inference_mode():
+        p = torch.nn.Parameter(torch.ones(3))
+        p.grad = torch.ones(3)
+        optim.SGD([p], lr=0.1).step()
+    assert torch.equal(p, torch.full((3,), 0.9))
+
+
+def test_a_state_of_the_users_own() -> None:
+    """An entry that is no parameter's stays, and a replaced state is found at the next step."""
+    p = torch.nn.Parameter(torch.ones(3))
+    ours = optim.SGD([p], lr=1.0, momentum=0.5)
+    ours.state["note"] = "mine"
+    p.grad = torch.ones(3)
+    ours.step()
+    plan = ours._plan
+    ours.step()
+    assert ours._plan is plan
+    ours.state[p]["momentum_buffer"] = torch.zeros(3)
+    before = p.detach().clone()
+    ours.step()
+    assert torch.equal(before - p, p.grad)
+    assert ours.state["note"] == "mine"

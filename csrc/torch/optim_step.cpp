@@ -10,6 +10,10 @@
 extern "C" __attribute__((weak)) AtenTensorHandle
 torch_grad_of(const void* tensor_impl) __asm__("_ZNK3c1010TensorImpl4gradEv");
 
+// Counts the version of an at::Tensor up. As above.
+extern "C" __attribute__((weak)) void torch_bump_version(const void* tensor) __asm__(
+    "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE");
+
 // Python's own, found in the interpreter that loads this library; NULL in another program.
 extern "C" __attribute__((weak)) void* PyList_GetItem(void* list, intptr_t i);  // borrowed
 extern "C" __attribute__((weak)) intptr_t PyList_Size(void* list);
@@ -176,6 +180,18 @@ TT_API void trimtab_optim_gather(trimtab::OptimGather* g) {
   for (int64_t i = 0; i < g->n; ++i) ++g->counts[g->status[i] = trimtab::gather(*g, i)];
 }
 
+// Counts up the versions of n tensors, which autograd looks at; 0: it can't, or not of all.
+TT_API int32_t trimtab_optim_bump_versions(const void* const* tensors, int64_t n) {
+  using namespace trimtab;
+  if (torch_bump_version == nullptr) return 0;
+  try {
+    for (int64_t i = 0; i < n; ++i) torch_bump_version(&tensors[i]);
+  } catch (...) {  // an inference tensor has none
+    return 0;
+  }
+  return 1;
+}
+
 TT_API int32_t trimtab_optim_reads_objects() {
   return PyList_GetItem != nullptr && PyList_Size != nullptr && PyDict_Next != nullptr;
 }
@@ -189,13 +205,13 @@ TT_API int32_t trimtab_optim_same(void* left, void* right) {
   return 1;
 }
 
-// Whether the values of a list's dicts, one after the other, are the objects of another list.
+// Whether the values of a dict's dicts, one after the other, are the objects of a list.
 TT_API int32_t trimtab_optim_same_values(void* dicts, void* values) {
-  const intptr_t n = PyList_Size(dicts), count = PyList_Size(values);
-  intptr_t k = 0;
-  for (intptr_t i = 0; i < n; ++i) {
-    intptr_t at = 0;
-    for (void *key, *value; PyDict_Next(PyList_GetItem(dicts, i), &at, &key, &value); ++k)
+  const intptr_t count = PyList_Size(values);
+  intptr_t k = 0, outer = 0;
+  for (void *owner, *dict; PyDict_Next(dicts, &outer, &owner, &dict);) {
+    intptr_t inner = 0;
+    for (void *key, *value; PyDict_Next(dict, &inner, &key, &value); ++k)
       if (k >= count || PyList_GetItem(values, k) != value) return 0;
   }
   return k == count;

@@ -169,13 +169,33 @@ def same_objects(left: list[Any], right: list[Any]) -> bool:
     return len(left) == len(right) and not any(map(is_not, left, right))
 
 
-def same_values(dicts: list[dict[Any, Any]], values: list[Any]) -> bool:
-    """Whether the values of all dicts, one after the other, are these objects."""
+def same_values(dicts: dict[Any, Any], values: list[Any]) -> bool:
+    """Whether the values of a dict's dicts, one after the other, are these objects."""
     if _reads_objects():
         return bool(
             _gather_library().trimtab_optim_same_values(py_object(dicts), py_object(values))
         )
-    return same_objects(list(chain.from_iterable(map(dict.values, dicts))), values)
+    found = [value for value in dicts.values() if isinstance(value, dict)]
+    return same_objects(list(chain.from_iterable(map(dict.values, found))), values)
+
+
+@cache
+def _bumps_versions() -> bool:
+    """Whether the library counts versions up itself: the symbols are there and do what they did."""
+    tensor = torch.zeros(3)
+    before = tensor._version
+    pointer = c_uint64(tensor._cdata)
+    counted = _gather_library().trimtab_optim_bump_versions(ctypes.byref(pointer), c_int64(1))
+    return bool(counted) and tensor._version == before + 1
+
+
+def bump_versions(tensors: list[torch.Tensor], pointers: np.ndarray) -> None:
+    """Tells autograd that these tensors changed; ``pointers`` are their ``_cdata``."""
+    done = _bumps_versions() and _gather_library().trimtab_optim_bump_versions(
+        c_void_p(pointers.ctypes.data), c_int64(len(pointers))
+    )
+    if not done:  # or not of all; once more does no harm
+        torch.autograd.graph.increment_version(tensors)
 
 
 @cache

@@ -31,6 +31,7 @@ class Plan:
         rows.fill(optimizer)
         states = [state for state in optimizer.state.values() if isinstance(state, dict)]
         self.state_values = list(chain.from_iterable(map(dict.values, states)))
+        self.piece_pointers = np.array([piece._cdata for piece in self.pieces], np.uint64)
         n = len(self.params)
         self.status = np.zeros(n, np.uint8)
         self.devices = np.full(n, -1, np.int32)  # as the library numbers them
@@ -83,10 +84,7 @@ class Plan:
             list(map(shards.local, self.params)), self.pieces
         ):
             return False
-        states = list(optimizer.state.values())
-        if set(map(type, states)) - {dict}:  # a user's own entries
-            states = [state for state in states if isinstance(state, dict)]
-        return library.same_values(states, self.state_values)
+        return library.same_values(optimizer.state, self.state_values)
 
     def gather(self) -> bool:
         """Pointers of this step; False if the plan has to be made anew."""
@@ -113,9 +111,10 @@ class Plan:
         for at, dense in self.dense.items():
             dense.copy_(self.pieces[at])
         skipped = self._call(optimizer, agreed)
-        params = self.pieces
+        params, pointers = self.pieces, self.piece_pointers
         if counts[library.NO_GRAD]:
-            params = [params[at] for at in np.flatnonzero(self.table["grad"]).tolist()]
+            stepped = np.flatnonzero(self.table["grad"])
+            params, pointers = [params[at] for at in stepped.tolist()], pointers[stepped]
         for at, dense in self.dense.items():
             if not skipped and self.table["grad"][at]:
                 self.pieces[at].copy_(dense)
@@ -129,7 +128,7 @@ class Plan:
         if self.first:
             self.first.clear()
             self.table["fresh"] = np.where(self.table["grad"] != 0, 0, self.table["fresh"])
-        torch.autograd.graph.increment_version(params)
+        library.bump_versions(params, pointers)
 
     def _call(self, optimizer: FusedStep, agreed: agree.Terms | None = None) -> bool:
         """A call of the kernel a device; True if it is known that they skipped the step."""
