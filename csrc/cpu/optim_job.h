@@ -33,18 +33,30 @@ struct OptimShared {
 
 struct OptimJob {
   const tt_optim_call& call;
-  OptimKernels kernels;
-  OptimMemoryKernels memory;
-  int64_t total;  // elements
-  int64_t* offset;  // [n + 1] of each tensor's first element among all
-  int64_t* block;  // [n + 1] of its first partial sum
-  double* sums;  // [block[n]]
-  double* direction_sums;  // [block[n]], where the rule has a probe
-  int32_t* shared_of;  // [n] index into shared
-  int32_t* latest;  // [groups] index of the last entry made for a group, -1: none
-  OptimShared* shared;
-  float scale, clip;
+  OptimKernels kernels{};
+  OptimMemoryKernels memory{};
+  int64_t total = 0;  // elements
+  int64_t* offset = nullptr;  // [n + 1] of each tensor's first element among all
+  int64_t* block = nullptr;  // [n + 1] of its first partial sum
+  double* sums = nullptr;  // [block[n]]
+  double* direction_sums = nullptr;  // [block[n]], where the rule has a probe
+  int32_t* shared_of = nullptr;  // [n] index into shared
+  int32_t* latest = nullptr;  // [groups] index of the last entry made for a group, -1: none
+  OptimShared* shared = nullptr;
+  float scale = 1.0f, clip = 1.0f;
 };
+
+// What a rule asks of a tensor.
+struct OptimNeeds {
+  bool step, product;
+  int states;
+  bool coded;  // its states may be 8-bit codes
+};
+tt_status check_shape(const tt_optim_call& call, const char* op);
+tt_status check_tensor(const tt_optim_call& call, const char* op, int64_t i,
+                       const OptimNeeds& needs);
+// Kernels, tables, scale and clip of the job; runs: false if the step is skipped, which is then done.
+tt_status begin_step(OptimJob& job, bool with_directions, const tt_parallel* parallel, bool* runs);
 
 // The passes (optim_passes.cpp).
 double sum_squares(OptimJob& job,
@@ -55,8 +67,19 @@ void update(const OptimJob& job, const tt_parallel* parallel);
 
 namespace {
 
+// needs_of(tensor, group) -> OptimNeeds
+template <class NeedsOf>
+tt_status check_call(const tt_optim_call& call, const char* op, NeedsOf&& needs_of) {
+  tt_status status = check_shape(call, op);
+  for (int64_t i = 0; status == TT_OK && i < call.n_tensors; ++i) {
+    const tt_optim_tensor& t = call.tensors[i];
+    if (t.grad) status = check_tensor(call, op, i, needs_of(t, call.groups[t.group]));
+  }
+  return status;
+}
+
 // A remainder makes the parameter an fp32 one.
-int arithmetic_dtype(const tt_optim_tensor& t) {
+inline int arithmetic_dtype(const tt_optim_tensor& t) {
   return t.master_kind == TT_MASTER_REMAINDER ? int(TT_F32) : t.param_dtype;
 }
 

@@ -1,6 +1,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "cpu/optim_blocks.h"
 #include "cpu/optim_job.h"
 #include "cpu/optim_rules.h"
 #include "cpu/optim_window.h"
@@ -54,26 +55,6 @@ double sum_squares(OptimJob& job, const tt_parallel* parallel) {
 
 namespace {
 
-// A block of gradients unscaled, clipped and with the sign that minimizes, into its buffer.
-const float* prepare_block(const OptimJob& job, const OptimShared& s, Window& grad, int64_t n) {
-  const OptimKernels& kernels = job.kernels;
-  const bool rounds = job.call.round_clipped && grad.dtype != TT_F32;
-  if (!rounds) {
-    kernels.prepare(grad.values, job.scale, job.clip, s.sign, grad.buffer, n);
-    return grad.buffer;
-  }
-  uint16_t rounded[kOptimBlock];
-  const auto round = [&] {
-    kernels.narrow(grad.buffer, rounded, tt_dtype(grad.dtype), n);
-    kernels.widen(rounded, tt_dtype(grad.dtype), grad.buffer, n);
-  };
-  kernels.prepare(grad.values, job.scale, 1.0f, s.sign, grad.buffer, n);
-  round();
-  kernels.prepare(grad.buffer, 1.0f, job.clip, 1.0f, grad.buffer, n);
-  round();
-  return grad.buffer;
-}
-
 // n <= kOptimBlock elements of a tensor from `begin` on.
 void update_block(const OptimJob& job, const tt_optim_tensor& t, const OptimShared& s,
                   OptimUpdateFn rule, int64_t begin, int64_t n) {
@@ -91,35 +72,14 @@ void update_block(const OptimJob& job, const tt_optim_tensor& t, const OptimShar
   }
   const float* g = grad.values;
   if (job.scale != 1.0f || job.clip != 1.0f || s.sign != 1.0f) {
-    g = prepare_block(job, s, grad, n);
+    g = prepare_block(job, s.sign, grad, n);
   }
   rule(s.constants, param.values, g, states, n);
-  if (s.threshold > 0.0f) kernels.shrink(param.values, s.threshold, n);
-  if (t.mask) {
-    kernels.apply_mask(param.values, t.mask + begin, n);
+  if (t.mask)
     for (int k = 0; k < s.states; ++k) kernels.apply_mask(state[k].values, t.mask + begin, n);
-  }
-  RandomKey keys[TT_OPTIM_STATES + 1];
-  const auto rounding = [&](int stream) {
-    const bool random = job.call.stochastic != 0;
-    if (random) {
-      const uint64_t index = uint64_t(&t - job.call.tensors);
-      keys[stream] = random_key(job.call.seed, uint64_t(s.step), index, uint64_t(stream));
-    }
-    return WindowRounding{&job.memory, random ? &keys[stream] : nullptr, begin};
-  };
-  param.close(kernels, rounding(0), n);
-  for (int k = 0; k < s.states; ++k) state[k].close(kernels, rounding(1 + k), n);
-  if (t.copy) {
-    char* copy = static_cast<char*>(t.copy) + begin * bytes_of(t.copy_dtype);
-    kernels.narrow(param.values, copy, tt_dtype(t.copy_dtype), n);
-  }
-  if (t.ema) {  // of the parameter as it was stored
-    if (param.dtype != TT_F32 && param.kind == TT_MASTER_NONE) {
-      kernels.widen(param.data, tt_dtype(param.dtype), param.buffer, n);
-    }
-    kernels.average(t.ema + begin, param.values, float(1.0 - job.call.ema_decay), n);
-  }
+  const BlockRounding rounds(job, t, s.step, begin);
+  for (int k = 0; k < s.states; ++k) state[k].close(kernels, rounds(1 + k), n);
+  close_param(job, t, s.threshold, rounds(0), param, begin, n);
   if (job.call.zero_grad) std::memset(grad.data, 0, size_t(n * bytes_of(t.grad_dtype)));
 }
 
@@ -224,7 +184,7 @@ void probe_block(const OptimJob& job, const tt_optim_tensor& t, const OptimShare
     states[k] = copy(state[k]);
   }
   grad.open(kernels, t.grad, t.grad_dtype, begin, n);
-  const float* const g = prepare_block(job, s, grad, n);
+  const float* const g = prepare_block(job, s.sign, grad, n);
   squares[0] += kernels.sum_squares(p, n);
   s.probe(s.constants, p, g, states, n);
   if (t.mask) kernels.apply_mask(p, t.mask + begin, n);

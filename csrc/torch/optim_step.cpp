@@ -1,5 +1,6 @@
 // What trimtab.optim calls by ctypes: the step on torch's threads, and a fast way from tensors to pointers.
 // No schema: a step of 2000 tensors passes through no dispatcher, whose boxing costs 0.2 us a tensor.
+#include <trimtab/adafactor.h>
 #include <trimtab/optim_step.h>
 
 #include "adapter.h"
@@ -61,6 +62,7 @@ struct OptimGather {
   int32_t*
       device;  // [n] of the parameter when it was first looked at, as device_of says; before: -1
   int64_t counts[kStatuses];
+  const int64_t (*lengths)[TT_OPTIM_STATES];  // [n] of states that have not numel; NULL: they have
 };
 
 namespace {
@@ -154,8 +156,9 @@ Status gather(const OptimGather& g, int64_t i) {
     if (now == pointers[slot]) continue;
     int64_t numel = -1;
     aoti_torch_get_numel(handle(tensors[slot]), &numel);
-    if (numel != length(slot, out.numel) || device_of(handle(tensors[slot])) != device)
-      return kChanged;
+    const bool own = g.lengths && slot >= kState && slot < kState + TT_OPTIM_STATES;
+    const int64_t right = own ? g.lengths[i][slot - kState] : length(slot, out.numel);
+    if (numel != right || device_of(handle(tensors[slot])) != device) return kChanged;
     pointers[slot] = now;
   }
   const int dtype = dtype_of(grad);
@@ -221,5 +224,10 @@ TT_API int32_t trimtab_optim_same_values(void* dicts, void* values) {
 TT_API int32_t trimtab_optim_step(const tt_optim_call* call) {
   const tt_parallel pool = trimtab::torch_pool();
   return tt_optim_step(call, &pool);
+}
+
+TT_API int32_t trimtab_adafactor_step(const tt_adafactor_call* call) {
+  const tt_parallel pool = trimtab::torch_pool();
+  return tt_adafactor_step(call, &pool);
 }
 }

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim._adafactor import adafactor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from .base import StepOptions
+from . import library
+from .base import FusedStep, StepOptions
+from .groups import Run
 from .matrix import MatrixStep, batches
+from .plan import Plan
 
 
 class Adafactor(MatrixStep, torch.optim.Adafactor):
-    """``torch.optim.Adafactor`` with the options of :class:`StepOptions`; torch's bits.
+    """``torch.optim.Adafactor`` with the options of :class:`StepOptions`.
 
-    Tensors of one shape are stepped together.
+    Its second moment is a row and a column (Shazeer and Stern, https://arxiv.org/abs/1804.04235). On
+    a CPU all tensors are stepped in one call (csrc/math/adafactor.h): sums in a fixed order, the same
+    for any number of threads; all in float32, rounded once to the dtypes of parameter and states. With
+    float32 parameters a step ends within a few roundings of torch's, which adds in another order; with
+    bfloat16 it is nearer to float64's, as torch rounds after each operation. Other devices take
+    torch's operations.
 
-    Its second moment is a row and a column (Shazeer and Stern, https://arxiv.org/abs/1804.04235).
+    ``foreach`` changes nothing.
     """
 
     rule = "Adafactor"
-    numbers = ("lr", "beta2_decay", "eps", "d", "weight_decay")
+    numbers = ("lr", "weight_decay")
     all_state_names = ("row_var", "col_var", "variance")
+    sees_rows = True
 
     def __init__(
         self,
@@ -50,9 +63,42 @@ class Adafactor(MatrixStep, torch.optim.Adafactor):
             foreach=foreach,
             maximize=maximize,
         )
-        if options.get("state_dtype") is not None:
-            raise ValueError("Adafactor: its states have the gradient's dtype, no state_dtype")
         self._setup(options)
+        if self.state_dtype == torch.int8:
+            raise ValueError(
+                "Adafactor: its states are a row and a column, which 8 bits would hardly shrink; "
+                "expected state_dtype float32, bfloat16 or float16"
+            )
+
+    def names_of(self, group: dict[str, Any], param: Tensor) -> tuple[str, ...]:
+        return ("row_var", "col_var") if param.dim() > 1 else ("variance",)
+
+    def summed_dim(self, name: str) -> int | None:
+        return {"row_var": -1, "col_var": -2}.get(name)
+
+    @torch._disable_dynamo
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step over all parameters that have a gradient.
+
+        Args:
+            closure (Callable, optional): reevaluates the model and returns the loss.
+        """
+        on_cpu = all(p.device.type == "cpu" for g in self.param_groups for p in g["params"])
+        return FusedStep.step(self, closure) if on_cpu else super().step(closure)
+
+    def launch(self, plan: Plan, run: Run, call: library.Call, rows: np.ndarray) -> None:
+        if plan.rows.shapes is None:
+            plan.rows.shapes = _shapes(plan)
+        shapes = plan.rows.shapes
+        groups = np.zeros(len(plan.rows.groups), library.ADAFACTOR_GROUP)
+        for row, group in zip(groups, plan.rows.groups):
+            row["beta2_decay"], row["d"] = group["beta2_decay"], group["d"]
+            row["eps1"], row["eps2"] = _eps1(group), group["eps"][1]
+        library.adafactor_step(
+            library.AdafactorCall(
+                ctypes.addressof(call), groups.ctypes.data, shapes.ctypes.data, None, library.WHOLE
+            )
+        )
 
     def _check_states(self, state_dict: dict[str, Any]) -> None:
         for param, saved in self._saved_states(state_dict):
@@ -70,9 +116,7 @@ class Adafactor(MatrixStep, torch.optim.Adafactor):
 
     def _update(self, group: dict[str, Any], grads: dict[Tensor, Tensor]) -> None:
         states = {param: self._state(param, grad) for param, grad in grads.items()}
-        eps = group["eps"][0]
-        if eps is None:  # of the first, as in torch
-            eps = torch.finfo(next(iter(grads)).dtype).eps
+        eps = _eps1(group)
         for params in batches(grads, lambda param: float(states[param]["step"])):
             own = [grads[param] for param in params]
             if len(params) > 1:
@@ -106,6 +150,24 @@ class Adafactor(MatrixStep, torch.optim.Adafactor):
             else:
                 state["variance"] = torch.zeros_like(grad)
         return state
+
+
+def _shapes(plan: Plan) -> np.ndarray:
+    shapes, at = [], 0
+    for param, piece in zip(plan.params, plan.pieces):
+        matrices, sides, whole = 0, torch.Size((0, 0)), torch.Size((0, 0))
+        if param.dim() > 1:
+            matrices, sides, whole = math.prod(piece.shape[:-2]), piece.shape[-2:], param.shape[-2:]
+        shapes.append((matrices, *sides, *whole, param.numel(), at))
+        at += 2 + matrices * (1 + sum(sides))
+    return np.array(shapes, library.ADAFACTOR_SHAPE)
+
+
+def _eps1(group: dict[str, Any]) -> float:
+    eps = group["eps"][0]
+    return (
+        torch.finfo(group["params"][0].dtype).eps if eps is None else eps
+    )  # of the first, as torch
 
 
 def _step_together(

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import library, memory, shards
+from .groups import Run
 from .plan import Plan
 
 
@@ -111,6 +113,8 @@ class FusedStep(torch.optim.Optimizer):
     torch_tails: bool
     _plan: Plan | None = None
 
+    sees_rows: ClassVar[bool] = False  # the rule reads elements as rows of a matrix, in that order
+
     def state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         """Those states that this group has; all, unless the class says otherwise."""
         return self.all_state_names
@@ -118,6 +122,18 @@ class FusedStep(torch.optim.Optimizer):
     def new_state(self, name: str, param: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
         """A state before the first step; ``like`` has the layout it takes."""
         return torch.zeros_like(like, dtype=dtype)
+
+    def names_of(self, group: dict[str, Any], param: Tensor) -> tuple[str, ...]:
+        """Those states that a parameter of the group has."""
+        return self.state_names(group)
+
+    def summed_dim(self, name: str) -> int | None:
+        """The dimension of its parameter that a state has not, where it is 1; None: it has all."""
+        return None
+
+    def launch(self, plan: Plan, run: Run, call: library.Call, rows: np.ndarray) -> None:
+        """The step of a device's parameters, of which ``rows`` is the table."""
+        run.runner.step(call, rows, run.groups)
 
     def _setup(self, options: StepOptions) -> None:
         """Called by each constructor after torch's."""

@@ -1,4 +1,4 @@
-"""csrc/include/trimtab/optim_step.h and csrc/torch/optim_step.cpp, for ctypes and NumPy."""
+"""csrc/include/trimtab/{optim_step,adafactor}.h and csrc/torch/optim_step.cpp, for ctypes and NumPy."""
 
 from __future__ import annotations
 
@@ -60,6 +60,11 @@ SLOTS = 16
 READY, NO_GRAD, IRREGULAR, NEW, CHANGED = range(5)
 
 
+def rule_number(name: str) -> int:
+    """Its tt_rule; that of a rule with a C function of its own is not read."""
+    return RULES.index(name) if name in RULES else 0
+
+
 class Call(ctypes.Structure):
     """tt_optim_call"""
 
@@ -100,6 +105,27 @@ class Gather(ctypes.Structure):
         ("status", c_void_p),
         ("device", c_void_p),
         ("counts", c_int64 * 5),
+        ("lengths", c_void_p),
+    ]
+
+
+# csrc/include/trimtab/adafactor.h
+ADAFACTOR_GROUP = np.dtype([(name, np.float64) for name in ("beta2_decay", "eps1", "eps2", "d")])
+ADAFACTOR_SIZES = "batch rows columns whole_rows whole_columns whole_numel sums_at".split()
+ADAFACTOR_SHAPE = np.dtype([(name, np.int64) for name in ADAFACTOR_SIZES])
+WHOLE, SQUARES, AVERAGE, DIRECTION, UPDATE = range(5)  # tt_adafactor_part
+
+
+class AdafactorCall(ctypes.Structure):
+    """tt_adafactor_call"""
+
+    _fields_ = [
+        ("step", c_void_p),
+        ("groups", c_void_p),
+        ("shapes", c_void_p),
+        ("sums", c_void_p),
+        ("part", c_int32),
+        ("reserved", c_int32),
     ]
 
 
@@ -123,6 +149,12 @@ def _core_library() -> ctypes.CDLL:
 def step(call: Call) -> None:
     """tt_optim_step; RuntimeError with its message if it refuses."""
     if _step_library().trimtab_optim_step(ctypes.byref(call)):
+        raise RuntimeError(_core_library().tt_last_error().decode())
+
+
+def adafactor_step(call: AdafactorCall) -> None:
+    """tt_adafactor_step; RuntimeError with its message if it refuses."""
+    if _step_library().trimtab_adafactor_step(ctypes.byref(call)):
         raise RuntimeError(_core_library().tt_last_error().decode())
 
 

@@ -53,6 +53,7 @@ class Plan:
                 )
             ),
         )
+        self.arguments.lengths = rows.lengths.ctypes.data
         self.groups = Groups(optimizer)
         if self.runs:
             home = self.runs[0].device
@@ -118,6 +119,9 @@ class Plan:
         for at, dense in self.dense.items():
             if not skipped and self.table["grad"][at]:
                 self.pieces[at].copy_(dense)
+        for at, copy, dense in self.rows.copied:
+            if not skipped and self.table["grad"][at]:
+                copy.copy_(dense)
         if optimizer.zero_grads:
             for at, _ in copies:
                 if (whole := self.rows.grad(self.params[at])) is not None:
@@ -148,7 +152,7 @@ class Plan:
             numbers = [_number(value, run.device) for value in terms[:3]]
             scale, found, norm = (None if value is None else value.data_ptr() for value in numbers)
             call = library.Call(
-                library.RULES.index(optimizer.rule),
+                library.rule_number(optimizer.rule),
                 int(optimizer.zero_grads),
                 int(terms.skips),
                 int(optimizer.torch_tails),
@@ -168,7 +172,7 @@ class Plan:
                 int(optimizer.rounding == "stochastic"),
                 optimizer.seed,
             )
-            run.runner.step(call, rows, run.groups)
+            optimizer.launch(self, run, call, rows)
         return asks and int(optimizer._skipped) != before
 
     def _forget_first(self, optimizer: FusedStep) -> None:

@@ -38,10 +38,14 @@ class Rows:
         n = len(self.params)
         self.table = np.zeros(n, library.TENSOR)
         self.handles = np.zeros((n, library.SLOTS), np.uint64)
+        self.lengths = np.zeros((n, library.STATES), np.int64)  # of the states
+        self.sees_rows = optimizer.sees_rows
+        self.shapes: np.ndarray | None = None  # tt_adafactor_shape, where the rule reads it
         self.is_new = np.zeros(n, np.uint8)
         self.masks: dict[int, Tensor] = {}
         self.kept: list[Tensor] = []  # what the handles point to
         self.dense: dict[int, Tensor] = {}  # copies of parameters with gaps between their elements
+        self.copied: list[tuple[int, Tensor, Tensor]] = []  # a set_copy's tensor, one like `dense`
         self.first: list[tuple[Tensor, str]] = []  # states that were made without contents here
 
     def fill(self, optimizer: FusedStep) -> None:
@@ -50,7 +54,6 @@ class Rows:
         starts: list[int] = []
         at = 0
         for number, group in enumerate(self.groups):
-            names = optimizer.state_names(group)
             for param in group["params"]:
                 self.handles[at, library.OWNER] = param._cdata
                 starts.append(len(layouts))
@@ -61,6 +64,7 @@ class Rows:
                     like = self._check(at, param)
                     layouts += [like.dim(), *like.shape, *like.stride()]
                     self.table["group"][at] = number
+                    names = optimizer.names_of(group, param)
                     _Row(self, optimizer, at, param, like).fill(names)
                 at += 1
         self._check_overlap()
@@ -87,8 +91,11 @@ class Rows:
             raise RuntimeError(f"{where}: a DTensor whose pieces are still to be summed")
         param = self.pieces[at]
         if param.dtype not in library.DTYPES:
+            kind = (
+                f"{self.name} does not support complex parameters: " if param.is_complex() else ""
+            )
             raise RuntimeError(
-                f"{where}: expected float32, bfloat16 or float16, got {param.dtype}; "
+                f"{kind}{where}: expected float32, bfloat16 or float16, got {param.dtype}; "
                 f"torch.optim.{self.name} takes others"
             )
         if param.layout != torch.strided:
@@ -99,7 +106,9 @@ class Rows:
             raise RuntimeError(
                 f"{where}: several of its elements share memory (strides {param.stride()})"
             )
-        like = torch.empty_like(param)  # keeps the strides of a tensor without gaps
+        # keeps the strides of a tensor without gaps
+        kept = torch.contiguous_format if self.sees_rows else torch.preserve_format
+        like = torch.empty_like(param, memory_format=kept)
         if like.stride() == param.stride():
             return param
         self.dense[at] = like
@@ -186,11 +195,19 @@ class _Row:
             self.tensors[library.MASK] = mask
         if (copy := optimizer._copies.get(param)) is not None:
             copy = shards.piece(copy, param, f"{self.rows.name}.set_copy")
-            self.tensors[library.COPY] = copy
+            self.tensors[library.COPY] = self._regular_copy(copy)
             self.row["copy_dtype"] = library.DTYPES[copy.dtype]
         for slot, tensor in self.tensors.items():
             self.rows.handles[self.at, slot] = tensor._cdata
             self.rows.kept.append(tensor)
+
+    def _regular_copy(self, copy: Tensor) -> Tensor:
+        """It, or where it is laid out as its parameter and the rule sees rows, what is copied to it."""
+        if copy.stride() == self.like.stride():
+            return copy
+        dense = torch.empty_like(self.like, dtype=copy.dtype)
+        self.rows.copied.append((self.at, copy, dense))
+        return dense
 
     def _fill_states(self, names: tuple[str, ...]) -> None:
         dtype = self.optimizer.state_dtype or self._state_dtype(names)
@@ -199,9 +216,13 @@ class _Row:
         self.row["state_dtype"] = library.DTYPES[dtype]
         for slot, name in enumerate(names):
             value = self.state.get(name)
+            summed = self.optimizer.summed_dim(name)
+            like = self.like if summed is None else shards.without(self.like, summed)
             if value is None:
-                value = self.optimizer.new_state(name, self.param, self.like, dtype)
-            self.tensors[library.STATE + slot] = self._keep(name, value, dtype)
+                value = self.optimizer.new_state(name, self.param, like, dtype)
+            right = self._keep(name, value, dtype, like, summed)
+            self.rows.lengths[self.at, slot] = right.numel()
+            self.tensors[library.STATE + slot] = right
 
     def _fill_codes(self, names: tuple[str, ...]) -> None:
         """8-bit states; of a DTensor those of this process's piece, in blocks of their own."""
@@ -216,6 +237,7 @@ class _Row:
                 return optimizer.new_state(name, param, like, torch.float32)
 
             codes, scales = memory.keep_codes(state, name, like, make)
+            self.rows.lengths[self.at, slot] = codes.numel()
             self.tensors[library.STATE + slot] = codes
             self.tensors[library.SCALE + slot] = scales
 
@@ -236,15 +258,22 @@ class _Row:
             value = torch.zeros_like(self.like, dtype=dtype)
         self.tensors[library.MASTER] = self._keep(name, value, dtype)
 
-    def _keep(self, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    def _keep(
+        self,
+        name: str,
+        value: Tensor,
+        dtype: torch.dtype,
+        like: Tensor | None = None,
+        summed: int | None = None,
+    ) -> Tensor:
         """Puts a state of that dtype and layout in its place; returns what this process has of it."""
         given = value
         known = self.state.get(name) is not None
         if known:
-            value = shards.piece(value, self.param, f"{self.rows.name}: {name}")
-        right = _as(value, self.like, dtype)
+            value = shards.piece(value, self.param, f"{self.rows.name}: {name}", summed)
+        right = _as(value, self.like if like is None else like, dtype)
         if not known or right is not value:
-            given = shards.like(right, self.param)
+            given = shards.like(right, self.param, summed)
         self.state[name] = given
         return right
 

@@ -31,8 +31,11 @@ def local(tensor: Any) -> Any:
     return tensor._local_tensor if is_sharded(tensor) else tensor
 
 
-def piece(value: Tensor, param: Tensor, what: str) -> Tensor:
-    """The piece of ``value``, which must be cut like its parameter."""
+def piece(value: Tensor, param: Tensor, what: str, summed: int | None = None) -> Tensor:
+    """The piece of ``value``, which must be cut like its parameter.
+
+    ``summed``: a dimension of the parameter that it has not; processes that share that have all of it.
+    """
     if is_sharded(value) != is_sharded(param):
         kinds = ["a plain tensor", "a DTensor"]
         raise ValueError(
@@ -40,21 +43,30 @@ def piece(value: Tensor, param: Tensor, what: str) -> Tensor:
             f"{kinds[is_sharded(value)]}; torch.distributed.tensor.distribute_tensor cuts one, "
             "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict a whole state dict"
         )
-    if is_sharded(value) and _cut(value) != _cut(param):
-        raise ValueError(f"{what}: expected it cut as {_cut(param)}, got {_cut(value)}")
+    if is_sharded(value) and _cut(value) != _cut(param, summed):
+        raise ValueError(f"{what}: expected it cut as {_cut(param, summed)}, got {_cut(value)}")
     return local(value)
 
 
-def like(value: Tensor, param: Tensor) -> Tensor:
-    """``value``, a piece, as a tensor cut like ``param``."""
+def like(value: Tensor, param: Tensor, summed: int | None = None) -> Tensor:
+    """``value``, a piece, as a tensor cut like ``param``; ``summed`` as in :func:`piece`."""
     kind = dtensor_class()
     if kind is None or not isinstance(param, kind):
         return value
-    mesh, placements = _cut(param)
+    mesh, placements = _cut(param, summed)
+    shape, stride = param.shape, param.stride()
     # A stride of the whole only says in which order its dimensions lie.
-    return kind.from_local(
-        value, mesh, placements, run_check=False, shape=param.shape, stride=param.stride()
-    )
+    if summed is not None:
+        whole = without(torch.empty(shape, device="meta"), summed)
+        shape, stride = whole.shape, whole.stride()
+    return kind.from_local(value, mesh, placements, run_check=False, shape=shape, stride=stride)
+
+
+def without(tensor: Tensor, dim: int) -> Tensor:
+    """An empty tensor of its shape but for that dimension, which is 1."""
+    shape = list(tensor.shape)
+    shape[dim] = 1
+    return tensor.new_empty(shape)
 
 
 def cut(value: Tensor, param: Tensor) -> Tensor:
@@ -67,8 +79,14 @@ def cut(value: Tensor, param: Tensor) -> Tensor:
     return distribute_tensor(value, mesh, placements, src_data_rank=None)
 
 
-def _cut(tensor: Any) -> tuple[Any, Any]:
-    return tensor.device_mesh, tensor.placements
+def _cut(tensor: Any, summed: int | None = None) -> tuple[Any, Any]:
+    mesh, placements = tensor.device_mesh, tensor.placements
+    if summed is None:
+        return mesh, placements
+    from torch.distributed.tensor import Replicate
+
+    gone = summed % tensor.dim()
+    return mesh, tuple(Replicate() if p.is_shard(gone) else p for p in placements)
 
 
 def _groups(tensor: Tensor) -> tuple[Any, ...]:

@@ -1,0 +1,62 @@
+// adafactor's call with its working memory, and its passes.
+#pragma once
+#include <trimtab/adafactor.h>
+
+#include "cpu/adafactor_kernels.h"
+#include "cpu/optim_job.h"
+
+namespace trimtab {
+
+// A column of a tile is at most 64 fp32 squares: its sum errs by less than 2^-18. 64 rows also keep what
+// a pass writes in sums of columns at a 64th of what it reads.
+constexpr int64_t kTileRows = 64, kTileColumns = 2048;
+constexpr int64_t kTile = kTileRows * kTileColumns;
+// One tensor and its share of the working memory.
+struct Item {
+  int64_t index;  // of the tensor
+  int64_t batch, rows, columns;  // as in tt_adafactor_shape
+  int64_t row_tiles, column_tiles, tiles;
+  double* sums;  // as tt_adafactor_call::sums
+  float *row_factor, *column_factor;  // [batch * rows], [batch * columns]
+  double* tile_squares;  // [tiles][2]
+  double* row_parts;  // [column_tiles][batch * rows]
+  float* column_parts;  // [row_tiles][batch * columns]
+  double step;
+  float sign;
+  AdafactorConstants constants;
+
+  bool is_matrix() const { return batch > 0; }
+  double* means() const { return sums + 2; }
+  double* row_sums() const { return sums + 2 + batch; }
+  double* column_sums() const { return row_sums() + batch * rows; }
+};
+
+struct Adafactor {
+  const tt_adafactor_call& call;
+  OptimJob job;
+  AdafactorKernels kernels;
+  Item* items;  // those with a gradient, the small ones first
+  int64_t count, small;
+  int64_t* offset;  // [count + 1] of each item's first element among all
+
+  const tt_optim_tensor& tensor(const Item& item) const { return job.call.tensors[item.index]; }
+  const tt_adafactor_group& group(const Item& item) const {
+    return call.groups[tensor(item).group];
+  }
+};
+
+// A tile of the tensor at a time (adafactor_passes.cpp).
+using TileFn = void (*)(const Adafactor&, const Item&, int64_t tile);
+void squares_tile(const Adafactor& a, const Item& item, int64_t tile);
+void direction_tile(const Adafactor& a, const Item& item, int64_t tile);
+void update_tile(const Adafactor& a, const Item& item, int64_t tile);
+
+// Between the passes, of the whole tensor.
+void add_squares(const Item& item);  // of all tiles, into sums
+void average(const Adafactor& a, const Item& item,
+             bool moves);  // states into factors; moves: new ones
+void make_factors(const Adafactor& a, const Item& item);  // after average
+void add_directions(const Item& item);
+void set_rate(const Adafactor& a, Item& item);
+
+}  // namespace trimtab

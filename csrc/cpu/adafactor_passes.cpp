@@ -1,0 +1,211 @@
+#include <cmath>
+#include <cstring>
+
+#include "cpu/adafactor_job.h"
+#include "cpu/optim_blocks.h"
+
+namespace trimtab {
+namespace {
+
+// --- blocks of a tile
+
+// body(begin, r, rows, c, columns): blocks of at most kOptimBlock elements without gaps, from element
+// `begin` of the tensor on, at row r of all batches and column c. A vector has one row.
+template <class Body>
+void for_blocks(const Item& item, int64_t numel, int64_t tile, Body&& body) {
+  if (!item.is_matrix()) {
+    const int64_t end = std::min(numel, (tile + 1) * kTile);
+    for (int64_t at = tile * kTile; at < end; at += kOptimBlock)
+      body(at, 0, 1, at, std::min(end - at, kOptimBlock));
+    return;
+  }
+  const int64_t column_tile = tile % item.column_tiles, rest = tile / item.column_tiles;
+  const int64_t batch = rest / item.row_tiles, row_tile = rest % item.row_tiles;
+  const int64_t first = row_tile * kTileRows, last = std::min(item.rows, first + kTileRows);
+  const int64_t left = column_tile * kTileColumns;
+  const int64_t right = std::min(item.columns, left + kTileColumns);
+  const bool whole = item.columns <= kOptimBlock;  // rows follow each other without gaps
+  const int64_t height = whole ? std::max<int64_t>(1, kOptimBlock / item.columns) : 1;
+  for (int64_t r = first; r < last; r += height) {
+    const int64_t row = batch * item.rows + r, rows = std::min(height, last - r);
+    for (int64_t c = left; c < right; c += kOptimBlock)
+      body(row * item.columns + c, row, rows, c, std::min(right - c, kOptimBlock));
+  }
+}
+
+// A block of gradients as the formulas see it.
+const float* open_grad(const Adafactor& a, const Item& item, Window& grad, int64_t begin,
+                       int64_t n) {
+  const OptimJob& job = a.job;
+  const tt_optim_tensor& t = a.tensor(item);
+  grad.open(job.kernels, t.grad, t.grad_dtype, begin, n);
+  const bool changes = job.scale != 1.0f || job.clip != 1.0f || item.sign != 1.0f;
+  const float* g = changes ? prepare_block(job, item.sign, grad, n) : grad.values;
+  if (t.mask == nullptr) return g;
+  if (g != grad.buffer) std::memcpy(grad.buffer, g, size_t(n) * sizeof(float));
+  job.kernels.apply_mask(grad.buffer, t.mask + begin, n);
+  return grad.buffer;
+}
+
+}  // namespace
+
+// --- the passes, a tile at a time
+
+void squares_tile(const Adafactor& a, const Item& item, int64_t tile) {
+  if (!item.is_matrix()) return;
+  const int64_t column_tile = tile % item.column_tiles, rest = tile / item.column_tiles;
+  const int64_t row_tile = rest % item.row_tiles, batch = rest / item.row_tiles;
+  const int64_t left = column_tile * kTileColumns;
+  const int64_t first = batch * item.rows + row_tile * kTileRows;
+  double* const rows_out = item.row_parts + column_tile * item.batch * item.rows;
+  float* const columns_out = item.column_parts + (row_tile * item.batch + batch) * item.columns;
+  std::fill_n(rows_out + first, std::min(kTileRows, item.rows - row_tile * kTileRows), 0.0);
+  std::fill_n(columns_out + left, std::min(kTileColumns, item.columns - left), 0.0f);
+  for_blocks(item, a.tensor(item).numel, tile,
+             [&](int64_t begin, int64_t r, int64_t rows, int64_t c, int64_t columns) {
+               Window grad;
+               const float* g = open_grad(a, item, grad, begin, rows * columns);
+               a.kernels.square_sums(g, rows, columns, rows_out + r, columns_out + c);
+             });
+}
+
+void direction_tile(const Adafactor& a, const Item& item, int64_t tile) {
+  const OptimJob& job = a.job;
+  const tt_optim_tensor& t = a.tensor(item);
+  double* const squares = item.tile_squares + 2 * tile;
+  squares[0] = squares[1] = 0.0;
+  const float limit = item.constants.limit;
+  for_blocks(item, t.numel, tile,
+             [&](int64_t begin, int64_t r, int64_t rows, int64_t c, int64_t columns) {
+               const int64_t n = rows * columns;
+               Window grad;
+               ParamWindow param;
+               const float* g = open_grad(a, item, grad, begin, n);
+               param.open(job.kernels, job.memory, t, begin, n);
+               if (item.is_matrix()) {
+                 const float* column = item.column_factor + r / item.rows * item.columns + c;
+                 return a.kernels.direction_squares(param.values, g, rows, columns,
+                                                    item.row_factor + r, column, limit, squares);
+               }
+               Window variance;  // first moved and stored, then read again as it was rounded
+               variance.open(job.kernels, t.state[0], t.state_dtype, begin, n);
+               a.kernels.average_squares(variance.values, g, item.constants.weight, n);
+               if (t.mask) job.kernels.apply_mask(variance.values, t.mask + begin, n);
+               variance.close(job.kernels, BlockRounding(job, t, item.step, begin)(1), n);
+               variance.open(job.kernels, t.state[0], t.state_dtype, begin, n);
+               a.kernels.vector_squares(param.values, g, variance.values, limit, squares, n);
+             });
+}
+
+void update_tile(const Adafactor& a, const Item& item, int64_t tile) {
+  const OptimJob& job = a.job;
+  const tt_optim_tensor& t = a.tensor(item);
+  const tt_optim_group& group = job.call.groups[t.group];
+  const float threshold = float(group.lr * group.l1);
+  for_blocks(item, t.numel, tile,
+             [&](int64_t begin, int64_t r, int64_t rows, int64_t c, int64_t columns) {
+               const int64_t n = rows * columns;
+               Window grad;
+               ParamWindow param;
+               const float* g = open_grad(a, item, grad, begin, n);
+               param.open(job.kernels, job.memory, t, begin, n);
+               if (item.is_matrix()) {
+                 const float* column = item.column_factor + r / item.rows * item.columns + c;
+                 a.kernels.update(param.values, g, rows, columns, item.row_factor + r, column,
+                                  item.constants);
+               } else {
+                 Window variance;
+                 variance.open(job.kernels, t.state[0], t.state_dtype, begin, n);
+                 a.kernels.vector_update(param.values, g, variance.values, item.constants, n);
+               }
+               const BlockRounding rounding(job, t, item.step, begin);
+               close_param(job, t, threshold, rounding(0), param, begin, n);
+               if (job.call.zero_grad)
+                 std::memset(grad.data, 0, size_t(n * bytes_of(t.grad_dtype)));
+             });
+}
+
+// --- between the passes
+
+void add_squares(const Item& item) {
+  if (!item.is_matrix()) return;
+  const int64_t rows = item.batch * item.rows, columns = item.batch * item.columns;
+  double* const row_sums = item.row_sums();
+  double* const column_sums = item.column_sums();
+  std::copy_n(item.row_parts, rows, row_sums);
+  for (int64_t k = 1; k < item.column_tiles; ++k)
+    for (int64_t i = 0; i < rows; ++i) row_sums[i] += item.row_parts[k * rows + i];
+  std::fill_n(column_sums, columns, 0.0);
+  for (int64_t k = 0; k < item.row_tiles; ++k)
+    for (int64_t i = 0; i < columns; ++i)
+      column_sums[i] += double(item.column_parts[k * columns + i]);
+}
+
+namespace {
+
+// state = lerp(state, sums / count), n numbers; what it is then, into `out`.
+void average_state(const Adafactor& a, const Item& item, int k, const double* sums, double count,
+                   float* out, int64_t n) {
+  const OptimJob& job = a.job;
+  const tt_optim_tensor& t = a.tensor(item);
+  for (int64_t begin = 0; begin < n; begin += kOptimBlock) {
+    const int64_t size = std::min(n - begin, kOptimBlock);
+    Window state;
+    state.open(job.kernels, t.state[k], t.state_dtype, begin, size);
+    if (sums) {
+      a.kernels.average(state.values, sums + begin, count, item.constants.weight, size);
+      state.close(job.kernels, BlockRounding(job, t, item.step, begin)(1 + k), size);
+      state.open(job.kernels, t.state[k], t.state_dtype, begin, size);
+    }
+    std::copy_n(state.values, size, out + begin);
+  }
+}
+
+}  // namespace
+
+void average(const Adafactor& a, const Item& item, bool moves) {
+  if (!item.is_matrix()) return;
+  const tt_adafactor_shape& shape = a.call.shapes[item.index];
+  average_state(a, item, 0, moves ? item.row_sums() : nullptr, double(shape.whole_columns),
+                item.row_factor, item.batch * item.rows);
+  average_state(a, item, 1, moves ? item.column_sums() : nullptr, double(shape.whole_rows),
+                item.column_factor, item.batch * item.columns);
+  if (!moves) return;
+  for (int64_t b = 0; b < item.batch; ++b) {
+    double sum = 0.0;
+    for (int64_t r = 0; r < item.rows; ++r) sum += double(item.row_factor[b * item.rows + r]);
+    item.means()[b] = sum;
+  }
+}
+
+// After average, which has put the states there.
+void make_factors(const Adafactor& a, const Item& item) {
+  if (!item.is_matrix()) return;
+  const double eps1 = a.group(item).eps1;
+  const double rows = double(a.call.shapes[item.index].whole_rows);
+  for (int64_t b = 0; b < item.batch; ++b) {
+    const double mean = item.means()[b] / rows;
+    float* const row = item.row_factor + b * item.rows;
+    for (int64_t r = 0; r < item.rows; ++r) row[r] = adafactor_row_factor(row[r], mean, eps1);
+  }
+  for (int64_t c = 0; c < item.batch * item.columns; ++c)
+    item.column_factor[c] = adafactor_column_factor(item.column_factor[c]);
+}
+
+void add_directions(const Item& item) {
+  item.sums[0] = item.sums[1] = 0.0;
+  for (int64_t tile = 0; tile < item.tiles; ++tile) {
+    item.sums[0] += item.tile_squares[2 * tile];
+    item.sums[1] += item.tile_squares[2 * tile + 1];
+  }
+}
+
+void set_rate(const Adafactor& a, Item& item) {
+  const tt_adafactor_group& own = a.group(item);
+  const double lr = a.job.call.groups[a.tensor(item).group].lr;
+  const double numel = double(a.call.shapes[item.index].whole_numel);
+  item.constants.rate =
+      adafactor_rate(lr, own.eps2, own.d, item.step, numel, item.sums[0], item.sums[1]);
+}
+
+}  // namespace trimtab
