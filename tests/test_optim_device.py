@@ -155,7 +155,39 @@ def test_lamb(gpu: Any, dtype: torch.dtype, options: dict[str, Any]) -> None:
 
     sizes = (9000, 1, 700, 4096)
     compare(gpu, "LAMB", 2, dtype, sizes, prepare, between, **options)
-    assert gpu.sim.launches == 2 * (4 if "max_grad_norm" in options else 3)
+    assert gpu.sim.launches == 2 * 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_grad_norm": 1.0},
+        {"max_grad_norm": 1.0, "norm_estimate": 8.0},
+        {"skip_nonfinite": True},
+    ],
+    ids=optim_cases.ident,
+)
+def test_lamb_of_many_tensors(options: dict[str, Any]) -> None:
+    """More of them than threads of a block, and more blocks than run at once on one processor."""
+
+    def between(optimizer: Any, step: int) -> None:
+        if step == 1 and "skip_nonfinite" in options:
+            optimizer.param_groups[0]["params"][3].grad[0] = torch.inf
+
+    sizes = (700, *(1 + i % 5 for i in range(150)), 40_000)
+    with optim_on_sim.as_gpu(cuda_sim.Simulator(sm_count=1, seed=4)) as gpu:
+        ours, _ = compare(gpu, "LAMB", 2, sizes=sizes, between=between, **options)
+    assert gpu.sim.launches == 2 * 3
+    assert ours.skipped_steps == ("skip_nonfinite" in options)
+
+
+@pytest.mark.parametrize("name", ["LAMB", *optim_cases.OPTIONS])
+def test_at_most_three_launches(gpu: Any, name: str) -> None:
+    """Whatever is folded in."""
+    options = {"max_grad_norm": 1.0, "skip_nonfinite": True, "ema_decay": 0.9, "zero_grads": True}
+    compare(gpu, name, 1, sizes=(5, 300), lr=0.01, **options)
+    assert gpu.sim.launches <= 3
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

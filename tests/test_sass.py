@@ -175,6 +175,12 @@ KERNELS = (
         shared=lambda m: 4096,
     ),
     Kernel(r"optim_norm", block=lambda m: (128, 8), opcodes=lambda m: ("LDG", "FFMA", "DADD")),
+    # LAMB's first launch, where it clips
+    Kernel(
+        r"optim_norm_and_constants",
+        block=lambda m: (128, 4),
+        opcodes=lambda m: ("LDG", "FFMA", "DADD", "DFMA", "DMUL"),
+    ),
     # Powers in pairs of doubles
     Kernel(r"optim_prepare", block=lambda m: (256, 1), opcodes=lambda m: ("DFMA", "DMUL")),
 )

@@ -1,5 +1,6 @@
 // What comes before the update of optim_step on CUDA: the partial sums of the norm, where one is asked for;
 // then a thread a tensor makes its constants from the step count on the device, and counts the step.
+// With a probe after them (LAMB) both are one launch, and the probe adds up the norm and counts the step.
 #pragma once
 #include "cuda/optim_elements.cuh"
 #include "cuda/optim_memory.cuh"
@@ -26,8 +27,7 @@ TT_DEVICE double lanes_in_order(float lane_sum) {
 }
 
 // Element i of the block goes into lane i % 32, as csrc/cpu/optim_lanes.h adds.
-__global__ void __launch_bounds__(kNormThreads, 8)
-    optim_norm(const __grid_constant__ OptimParams params) {
+TT_DEVICE void norm_blocks(const OptimParams& params) {
   constexpr int kAhead = 8;  // loads under way
   const int lane = threadIdx.x % 32;
   const int64_t block = int64_t{blockIdx.x} * (kNormThreads / 32) + threadIdx.x / 32;
@@ -58,6 +58,11 @@ __global__ void __launch_bounds__(kNormThreads, 8)
   if (lane == 0) store_global(params.sums + block, total);
 }
 
+__global__ void __launch_bounds__(kNormThreads, 8)
+    optim_norm(const __grid_constant__ OptimParams params) {
+  norm_blocks(params);
+}
+
 // --- constants
 
 template <class Constants>
@@ -80,13 +85,20 @@ TT_DEVICE void store_constants(int rule, const tt_optim_group& group, const Rule
   }
 }
 
-// The sum of all partial sums, in every thread of the block.
+// The sum of all partial sums, in every thread of the block of kThreads.
+template <int kThreads>
 TT_DEVICE double all_sums(const OptimParams& params) {
+  constexpr int kEach = kNormSums / kThreads;  // running sums of a thread
   double* sums = reinterpret_cast<double*>(shared_memory());
-  double mine = 0.0;
-  for (int64_t k = threadIdx.x; k < params.n_blocks; k += kNormSums)
-    mine += load_global(params.sums + k);
-  sums[threadIdx.x] = mine;
+  double mine[kEach] = {};
+  for (int64_t k = threadIdx.x; k < params.n_blocks; k += kNormSums) {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+      if (k + i * kThreads < params.n_blocks)
+        mine[i] += load_global(params.sums + k + i * kThreads);
+  }
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) sums[threadIdx.x + i * kThreads] = mine[i];
   __syncthreads();
 #pragma unroll 1
   for (unsigned half = kNormSums / 2; half > 0; half /= 2) {
@@ -105,6 +117,7 @@ TT_DEVICE float rounded_clip(int dtype, double norm, double max_norm) {
 }
 
 // Scale, clip coefficient and whether to skip; the first block also tells the caller.
+template <int kThreads>
 TT_DEVICE OptimFacts find_facts(const OptimParams& params) {
   const bool speaks = blockIdx.x == 0 && threadIdx.x == 0;
   OptimFacts facts = {1.0f, 1.0f, 0, 0};
@@ -114,7 +127,7 @@ TT_DEVICE OptimFacts find_facts(const OptimParams& params) {
     double norm = params.given_norm != nullptr ? double(load_global(params.given_norm)) : 0.0;
     bool finite = true;
     if (params.sums_squares) {
-      const double found = ::sqrt(all_sums(params)) / double(facts.scale);
+      const double found = ::sqrt(all_sums<kThreads>(params)) / double(facts.scale);
       finite = !params.skip_nonfinite || found - found == 0.0;
       if (params.given_norm == nullptr || !finite) norm = found;
     }
@@ -135,16 +148,15 @@ TT_DEVICE OptimFacts find_facts(const OptimParams& params) {
   return facts;
 }
 
-__global__ void __launch_bounds__(kPrepareThreads, 1)
-    optim_prepare(const __grid_constant__ OptimParams params) {
-  const OptimFacts facts = find_facts(params);
-  const int64_t at = int64_t{blockIdx.x} * kPrepareThreads + threadIdx.x;
-  if (at >= params.n_rows || facts.skip) return;
-  const OptimRow row = load_global(params.table.rows + at);
-  if (row.grad == nullptr) return;
+TT_DEVICE float next_step(const OptimRow& row) {
+  return row.step != nullptr ? load_global(on_global(row.step)) + 1.0f : 1.0f;
+}
+
+// Of tensor `at`; returns what NAdam's product becomes.
+TT_DEVICE float make_constants(const OptimParams& params, const OptimRow& row, int64_t at,
+                               float step) {
   tt_optim_group group = load_global(params.table.groups + row.group);
   if (group.lr_tensor != nullptr) group.lr = double(load_global(on_global(group.lr_tensor)));
-  const float step = row.step != nullptr ? load_global(on_global(row.step)) + 1.0f : 1.0f;
   float product = row.product != nullptr ? load_global(on_global(row.product)) : 1.0f;
   float* const constants = params.constants + at * kConstantFloats;
   const int dtype = arithmetic_dtype(row.param_dtype, row.master_kind);
@@ -158,8 +170,32 @@ __global__ void __launch_bounds__(kPrepareThreads, 1)
                    random_key(params.seed, uint64_t(step), uint64_t(at), uint64_t(stream)));
   }
   if (params.counts != nullptr) store_global(params.counts + at, 0u);
+  return product;
+}
+
+__global__ void __launch_bounds__(kPrepareThreads, 1)
+    optim_prepare(const __grid_constant__ OptimParams params) {
+  const OptimFacts facts = find_facts<kPrepareThreads>(params);
+  const int64_t at = int64_t{blockIdx.x} * kPrepareThreads + threadIdx.x;
+  if (at >= params.n_rows || facts.skip) return;
+  const OptimRow row = load_global(params.table.rows + at);
+  if (row.grad == nullptr) return;
+  const float step = next_step(row), product = make_constants(params, row, at, step);
   if (row.step != nullptr) store_global(on_global(row.step), step);
   if (row.product != nullptr) store_global(on_global(row.product), product);
+}
+
+// --- both at once, before a probe: it finds the facts and counts the step, so that nothing here waits for
+// the norm
+
+__global__ void __launch_bounds__(kNormThreads, 4)
+    optim_norm_and_constants(const __grid_constant__ OptimParams params) {
+  const int64_t norm_grid = (params.n_blocks + kNormThreads / 32 - 1) / (kNormThreads / 32);
+  if (blockIdx.x < norm_grid) return norm_blocks(params);
+  const int64_t at = (blockIdx.x - norm_grid) * kNormThreads + threadIdx.x;
+  if (at >= params.n_rows) return;
+  const OptimRow row = load_global(params.table.rows + at);
+  if (row.grad != nullptr) make_constants(params, row, at, next_step(row));
 }
 
 }  // namespace

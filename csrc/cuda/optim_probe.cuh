@@ -1,5 +1,7 @@
 // LAMB on CUDA: before the update, the norm of each tensor and of the direction in which it would move.
-// A warp takes kNormBlock elements; the last one of a tensor to be done adds up and changes the constants.
+// A warp takes kNormBlock elements at a time; the last one of a tensor to be done adds up and changes the
+// constants. Where the gradients are clipped by their norm, this is the first to know it: then there are only
+// as many blocks as run at once, and each adds up the partial sums for itself.
 #pragma once
 #include "cuda/optim_compact.cuh"
 #include "cuda/optim_prepare.cuh"
@@ -91,14 +93,9 @@ TT_DEVICE double warp_sum(const double* partial, int64_t n) {
   return sum;
 }
 
-__global__ void __launch_bounds__(kNormThreads, 4)
-    optim_probe(const __grid_constant__ OptimParams params) {
-  const OptimFacts facts = load_global(params.facts);
-  if (facts.skip) return;
-  load_dynamic_tables(params.table.codes);
+// One block of kNormBlock elements; to be called by a whole warp.
+TT_DEVICE void probe(const OptimParams& params, const OptimFacts& facts, int64_t block) {
   const int lane = threadIdx.x % 32;
-  const int64_t block = int64_t{blockIdx.x} * (kNormThreads / 32) + threadIdx.x / 32;
-  if (block >= params.n_blocks) return;
   const OptimPiece piece = load_global(params.table.blocks + block);
   const OptimRow row = load_global(params.table.rows + piece.row);
   float* const constants = params.constants + int64_t{piece.row} * kConstantFloats;
@@ -121,18 +118,45 @@ __global__ void __launch_bounds__(kNormThreads, 4)
   const int64_t blocks = (row.numel + kNormBlock - 1) / kNormBlock;
   uint32_t before = 0;
   if (lane == 0) {
-    store_global(params.sums + block, squares[0]);
+    store_global(params.param_sums + block, squares[0]);
     store_global(params.direction_sums + block, squares[1]);
     __threadfence();
     before = atomicAdd(params.counts + piece.row, 1u);
   }
   if (__shfl_sync(kAllLanes, before, 0) != uint32_t(blocks - 1)) return;
   __threadfence();
-  const double param = warp_sum(params.sums + row.first_block, blocks);
+  const double param = warp_sum(params.param_sums + row.first_block, blocks);
   const double direction = warp_sum(params.direction_sums + row.first_block, blocks);
   if (lane != 0) return;
   lamb_adapt(f.constants, ::sqrt(param), ::sqrt(direction));
   store_global(on_global(reinterpret_cast<LambConstants*>(constants)), f.constants);
+}
+
+// What optim_prepare does but for the constants.
+TT_DEVICE OptimFacts prepare_here(const OptimParams& params) {
+  const OptimFacts facts = find_facts<kNormThreads>(params);
+  __syncthreads();  // the sums lie where the tables will
+  if (facts.skip) return facts;
+  const int64_t threads = int64_t{gridDim.x} * kNormThreads;
+  for (int64_t at = int64_t{blockIdx.x} * kNormThreads + threadIdx.x; at < params.n_rows;
+       at += threads) {
+    const OptimRow row = load_global(params.table.rows + at);
+    if (row.grad != nullptr && row.step != nullptr)
+      store_global(on_global(row.step), next_step(row));
+  }
+  return facts;
+}
+
+__global__ void __launch_bounds__(kNormThreads, 4)
+    optim_probe(const __grid_constant__ OptimParams params) {
+  const OptimFacts facts = params.probe_prepares ? prepare_here(params) : load_global(params.facts);
+  if (facts.skip) return;
+  load_dynamic_tables(params.table.codes);
+  const int64_t warps = int64_t{gridDim.x} * (kNormThreads / 32);
+#pragma unroll 1
+  for (int64_t block = int64_t{blockIdx.x} * (kNormThreads / 32) + threadIdx.x / 32;
+       block < params.n_blocks; block += warps)
+    probe(params, facts, block);
 }
 
 }  // namespace

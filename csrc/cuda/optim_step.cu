@@ -2,10 +2,13 @@
 //
 //   optim_norm      partial sums of squares of the gradients, where a norm is asked for
 //   optim_prepare   the norm, the clip coefficient, whether to skip; each tensor's constants and step count
-//   optim_probe     LAMB alone, a fourth launch if it clips: the norms of each tensor and of its direction
 //   optim_update    everything else
+//
+// LAMB has optim_probe before the update: the norms of each tensor and of its direction. Where a norm of all
+// gradients is asked for too, optim_norm_and_constants is the first launch and the probe adds up.
 #include <trimtab/optim_step.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "cpu/optim_rules.h"
@@ -120,10 +123,10 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Sizes of table and workspace, a function of the call and the device.
 struct Layout {
-  int64_t n_pieces = 0, n_blocks = 0, piece = 0;  // piece: tiles
+  int64_t n_pieces = 0, n_blocks = 0, piece = 0, sm_count = 0;  // piece: tiles
   int64_t groups, pieces, blocks, codes,
       bytes;  // of the table: where its arrays begin, and its end
-  int64_t constants, sums, direction_sums, counts, workspace;
+  int64_t constants, sums, param_sums, direction_sums, counts, workspace;
 };
 
 // A tile more where the tensor is extended to the left.
@@ -138,6 +141,7 @@ Layout layout_of(const tt_optim_call& call, int sm_count) {
   // Four blocks run on a multiprocessor at once. Pieces for eight rounds of them balance well; 32 tiles
   // take so long that starting a block costs nothing.
   const int64_t share = tiles / (int64_t{sm_count} * 32);
+  l.sm_count = sm_count;
   l.piece = share < 1 ? 1 : share > 32 ? 32 : share;
   for (int64_t i = 0; i < call.n_tensors; ++i) {
     const tt_optim_tensor& t = call.tensors[i];
@@ -156,7 +160,8 @@ Layout layout_of(const tt_optim_call& call, int sm_count) {
   l.constants = after(0, 1, sizeof(OptimFacts));
   l.sums = after(l.constants, call.n_tensors * kConstantFloats, sizeof(float));
   const int64_t probed = optim_rule(tt_rule(call.rule)).probe ? 1 : 0;
-  l.direction_sums = after(l.sums, l.n_blocks, sizeof(double));
+  l.param_sums = after(l.sums, l.n_blocks, sizeof(double));
+  l.direction_sums = after(l.param_sums, probed * l.n_blocks, sizeof(double));
   l.counts = after(l.direction_sums, probed * l.n_blocks, sizeof(double));
   l.workspace = after(l.counts, probed * call.n_tensors, sizeof(uint32_t));
   return l;
@@ -191,6 +196,7 @@ OptimParams make_params(const tt_optim_call& call, const Layout& l, const void* 
   p.constants = at_byte<float>(work, l.constants);
   p.sums = at_byte<double>(work, l.sums);
   if (optim_rule(tt_rule(call.rule)).probe) {
+    p.param_sums = at_byte<double>(work, l.param_sums);
     p.direction_sums = at_byte<double>(work, l.direction_sums);
     p.counts = at_byte<uint32_t>(work, l.counts);
   }
@@ -212,6 +218,7 @@ OptimParams make_params(const tt_optim_call& call, const Layout& l, const void* 
   p.ema_rest = float(1.0 - call.ema_decay);
   p.wants_norm = call.max_norm >= 0.0 || call.skip_nonfinite || call.norm != nullptr;
   p.sums_squares = p.wants_norm && (call.given_norm == nullptr || call.skip_nonfinite);
+  p.probe_prepares = p.counts != nullptr && p.sums_squares && l.n_blocks > 0;
   return p;
 }
 
@@ -249,6 +256,32 @@ bool is_compact(const tt_optim_call& call) {
     if (t.grad && (t.state_dtype == TT_DYNAMIC8 || t.master_kind != TT_MASTER_NONE)) return true;
   }
   return call.stochastic != 0;
+}
+
+// One launch without a norm and without a probe, else two.
+tt_status before_update(const tt_optim_call& call, const Layout& l, const OptimParams& p,
+                        tt_stream stream) {
+  const auto shape = [](int64_t blocks, int threads, int shared_bytes) {
+    return LaunchShape{dim3(unsigned(blocks)), dim3(unsigned(threads)), shared_bytes};
+  };
+  constexpr int kSums = kNormSums * int(sizeof(double));
+  const int64_t norm_grid =
+      ceil_div(l.n_blocks, kNormThreads / 32);  // a warp a block of kNormBlock
+  const int64_t probe_grid = p.probe_prepares ? std::min(norm_grid, 4 * l.sm_count) : norm_grid;
+  tt_status status = TT_OK;
+  if (p.probe_prepares) {
+    const int64_t grid = norm_grid + ceil_div(call.n_tensors, kNormThreads);
+    status = launch(kOp, optim_norm_and_constants, shape(grid, kNormThreads, 0), p, stream);
+  } else {
+    if (p.sums_squares && l.n_blocks > 0)
+      status = launch(kOp, optim_norm, shape(norm_grid, kNormThreads, 0), p, stream);
+    const int64_t grid = ceil_div(call.n_tensors, kPrepareThreads);
+    if (status == TT_OK)
+      status = launch(kOp, optim_prepare, shape(grid, kPrepareThreads, kSums), p, stream);
+  }
+  if (status != TT_OK || p.counts == nullptr || l.n_blocks == 0) return status;
+  return launch(kOp, optim_probe, shape(probe_grid, kNormThreads, std::max(kCompactTables, kSums)),
+                p, stream);
 }
 
 tt_status checked_layout(const tt_optim_call* call, Layout* layout) {
@@ -305,23 +338,9 @@ tt_status tt_optim_step_cuda(const tt_optim_call* call, const void* table, void*
   tt_status status = checked_layout(call, &l);
   if (status != TT_OK || call->n_tensors == 0) return status;
   const OptimParams p = make_params(*call, l, table, workspace);
-  const auto blocks = [](int64_t n) { return dim3(unsigned(n)); };
-  // A warp a block of kNormBlock elements.
-  const LaunchShape warps = {blocks(ceil_div(l.n_blocks, kNormThreads / 32)), dim3(kNormThreads),
-                             kCompactTables};
-  if (p.sums_squares && l.n_blocks > 0) {
-    status = launch(kOp, optim_norm, {warps.grid, warps.block, 0}, p, stream);
-    if (status != TT_OK) return status;
-  }
-  const LaunchShape prepare = {blocks(ceil_div(call->n_tensors, kPrepareThreads)),
-                               dim3(kPrepareThreads), kNormSums * int(sizeof(double))};
-  status = launch(kOp, optim_prepare, prepare, p, stream);
+  status = before_update(*call, l, p, stream);
   if (status != TT_OK || l.n_pieces == 0) return status;
-  if (call->rule == TT_LAMB) {
-    status = launch(kOp, optim_probe, warps, p, stream);
-    if (status != TT_OK) return status;
-  }
   const Update update = update_kernel(call->rule, is_compact(*call));
-  const LaunchShape shape = {blocks(l.n_pieces), dim3(kUpdateThreads), update.shared_bytes};
+  const LaunchShape shape = {dim3(unsigned(l.n_pieces)), dim3(kUpdateThreads), update.shared_bytes};
   return launch(kOp, update.kernel, shape, p, stream);
 }

@@ -80,7 +80,7 @@ struct OptimTable {
 };
 
 // What one step finds out before the update. The workspace: this, the constants of every tensor, the sums,
-// and where a rule steps by the norms of a tensor a second array of sums and a count a tensor.
+// and where a rule steps by the norms of a tensor two more arrays of sums and a count a tensor.
 struct OptimFacts {
   float scale, clip;
   int32_t skip, reserved;
@@ -90,7 +90,8 @@ struct OptimParams {
   OptimTable table;
   OptimFacts* facts;
   float* constants;  // [rows, kConstantFloats]
-  double *sums, *direction_sums;  // [n_blocks]
+  double *sums, *param_sums,
+      *direction_sums;  // [n_blocks] of the gradients; of what a probe looks at
   uint32_t* counts;  // [rows] of blocks whose sums are there
   uint64_t seed;
   int64_t n_rows, n_blocks;
@@ -104,6 +105,7 @@ struct OptimParams {
   int32_t clip_dtype;  // in which the clip coefficient is rounded; -1: it is not
   bool stochastic;
   bool wants_norm, sums_squares;  // a norm is needed; it is to be computed, or looked at
+  bool probe_prepares;  // the probe is the first to know the norm
 };
 
 TT_DEVICE int dtype_bytes(int dtype) { return dtype == TT_F32 ? 4 : 2; }
