@@ -11,6 +11,7 @@ import triton.language as tl
 
 CONSTANTS = tl.constexpr(20)  # room for those of any rule, then the threshold of the shrinkage
 THRESHOLD = tl.constexpr(19)
+LAMB_LR, LAMB_ADAPTS, LAMB_RATE = (tl.constexpr(i) for i in (8, 9, 10))  # rate: the probe's
 
 LOG_096 = tl.constexpr(
     (float.fromhex("-0x1.4e69ed6d80eb3p-5"), float.fromhex("-0x1.067d54cb9a84cp-60"))
@@ -173,6 +174,21 @@ def store_constants(out, group, lr, step, product, dtype, mask, RULE: tl.constex
         _store_lerp(out, 2, 1.0 - beta2, mask)
         _store(out, 4, 1.0 - lr * weight_decay, mask)
         _store(out, 5, lr, mask)
+    elif RULE == "LAMB":
+        one = tl.zeros_like(lr) + 1.0
+        corrected = flags & 32 != 0
+        _store_lerp(out, 0, 1.0 - beta1, mask)
+        _store(out, 2, weight_decay, mask)
+        _store(out, 3, beta2, mask)
+        _store(out, 4, 1.0 - beta2, mask)
+        _store(out, 5, tl.where(corrected, 1.0 - power(beta1, step), one), mask)
+        _store(out, 6, tl.sqrt(tl.where(corrected, 1.0 - power(beta2, step), one)), mask)
+        _store(out, 7, eps, mask)
+        _store(out, LAMB_LR, lr, mask)
+        _store(
+            out, LAMB_ADAPTS, tl.where((weight_decay != 0.0) | (flags & 64 != 0), 1.0, 0.0), mask
+        )
+        _store(out, LAMB_RATE, lr, mask)
     else:  # Adam, NAdam and RAdam begin alike
         _store_lerp(out, 0, 1.0 - beta1, mask)
         _store(out, 2, factor, mask)

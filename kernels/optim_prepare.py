@@ -1,6 +1,7 @@
 """What comes before the update of optim_step in Triton (csrc/cuda/optim_prepare.cuh): the partial sums
 of the norm, where one is asked for; then the clip coefficient, whether to skip, and each tensor's
-constants and step count.
+constants and step count. With a probe after them (LAMB) both are one launch, and the probe adds up the
+norm and counts the step.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def _load_masked(row, base, dtype, offs, inside, DTYPES: tl.constexpr, MASKED: t
     return x
 
 
-@triton.jit(do_not_specialize=["n_blocks"])
-def optim_norm_kernel(
+@triton.jit
+def _norm_blocks(
     table_ptr,  # rows
     blocks_ptr,
     sums_ptr,  # [n_blocks] float64
@@ -102,7 +103,20 @@ def optim_norm_kernel(
     tl.store(sums_ptr + block, total, mask=there)
 
 
-# --- constants
+@triton.jit(do_not_specialize=["n_blocks"])
+def optim_norm_kernel(
+    table_ptr,
+    blocks_ptr,
+    sums_ptr,
+    n_blocks,
+    DTYPES: tl.constexpr,
+    MASKED: tl.constexpr,
+    NORM_ROWS: tl.constexpr,
+):
+    _norm_blocks(table_ptr, blocks_ptr, sums_ptr, n_blocks, DTYPES, MASKED, NORM_ROWS)
+
+
+# --- what all tensors share
 
 
 @triton.jit
@@ -112,12 +126,14 @@ def _add_halves(x, N: tl.constexpr):
 
 
 @triton.jit
-def _all_sums(sums_ptr, n_blocks):
-    """Partial sum k into running sum k % 256, then these by halves: norm.h's order."""
+def all_sums(sums_ptr, n_blocks):
+    """Partial sum k into running sum k % 256, then these by halves: norm.h's order. Not from the first
+    cache, which may not have seen what other programs of the same launch stored."""
     index = tl.arange(0, NORM_SUMS)
     x = tl.zeros([NORM_SUMS], tl.float64)
     for at in range(0, n_blocks, NORM_SUMS):
-        x += tl.load(sums_ptr + at + index, mask=at + index < n_blocks, other=0.0)
+        there = at + index < n_blocks
+        x += tl.load(sums_ptr + at + index, mask=there, other=0.0, cache_modifier=".cg")
     x = _add_halves(x, 128)
     x = _add_halves(x, 64)
     x = _add_halves(x, 32)
@@ -135,43 +151,23 @@ def _scalar(address, other):
     return tl.load(address.to(tl.pointer_type(tl.float32)), mask=address != 0, other=other)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "grad_scale",
-        "found_inf",
-        "given_norm",
-        "norm_at",
-        "skipped_at",
-        "max_norm_bits",
-        "seed",
-        "n_rows",
-        "n_blocks",
-    ]
-)
-def optim_prepare_kernel(
-    table_ptr,  # rows
-    groups_ptr,
+@triton.jit
+def find_facts(
     facts_ptr,
-    constants_ptr,
-    keys_ptr,
     sums_ptr,
     # Addresses of one fp32, skipped_at of an int64, or 0.
-    grad_scale: tl.int64,
-    found_inf: tl.int64,
-    given_norm: tl.int64,
-    norm_at: tl.int64,
-    skipped_at: tl.int64,
-    max_norm_bits: tl.int64,  # of a float64; negative: don't clip
-    seed: tl.int64,
-    n_rows,
+    grad_scale,
+    found_inf,
+    given_norm,
+    norm_at,
+    skipped_at,
+    max_norm_bits,  # of a float64; negative: don't clip
     n_blocks,
-    RULE: tl.constexpr,
     WANTS_NORM: tl.constexpr,
     SUMS_SQUARES: tl.constexpr,
     SKIP_NONFINITE: tl.constexpr,
-    RANDOM: tl.constexpr,  # whether keys are wanted
-    ROWS: tl.constexpr,
 ):
+    """Scale, clip coefficient and whether to skip; the first program also tells the caller."""
     speaks = tl.program_id(0) == 0
     scale = _scalar(grad_scale, 1.0)
     skip = tl.where(_scalar(found_inf, 0.0) != 0.0, 1.0, 0.0)
@@ -180,7 +176,7 @@ def optim_prepare_kernel(
         skips = skip
         norm = _scalar(given_norm, 0.0).to(tl.float64)
         if SUMS_SQUARES:
-            found = tl.sqrt(_all_sums(sums_ptr, n_blocks)) / scale.to(tl.float64)
+            found = tl.sqrt(all_sums(sums_ptr, n_blocks)) / scale.to(tl.float64)
             if SKIP_NONFINITE:
                 finite = found - found == 0.0
                 norm = tl.where(finite & (given_norm != 0), norm, found)
@@ -199,30 +195,173 @@ def optim_prepare_kernel(
     count = speaks & (skip != 0.0) & (skipped_at != 0)
     skipped_ptr = skipped_at.to(tl.int64).to(tl.pointer_type(tl.int64))
     tl.store(skipped_ptr, tl.load(skipped_ptr, mask=count, other=0) + 1, mask=count)
+    return scale, clip, skip
+
+
+# --- constants
+
+
+@triton.jit
+def next_step(row, mask):
+    """Where the step counts of a vector of tensors are, which have one, and what they become."""
+    step_at = tl.load(row + STEP, mask=mask, other=0)
+    counts = mask & (step_at != 0)
+    step_at = step_at.to(tl.pointer_type(tl.float32))
+    return step_at, counts, tl.load(step_at, mask=counts, other=0.0) + 1.0
+
+
+@triton.jit
+def _make_constants(
+    table_ptr,
+    groups_ptr,
+    constants_ptr,
+    keys_ptr,
+    counts_ptr,
+    seed,
+    at,  # numbers of tensors
+    mask,
+    product,
+    RULE: tl.constexpr,
+    RANDOM: tl.constexpr,  # whether keys are wanted
+):
+    """Returns what NAdam's product becomes."""
+    row = table_ptr + at * ROW
+    step = next_step(row, mask)[2]
+    group = groups_ptr + tl.load(row + GROUP_AT, mask=mask, other=0) * GROUP
+    out = constants_ptr + at * CONSTANTS
+    lr = group_lr(group, mask)
+    dtype = tl.load(row + DTYPE, mask=mask, other=0)
+    product = store_constants(out, group, lr, step.to(tl.float64), product, dtype, mask, RULE)
+    l1 = tl.load(group + 10, mask=mask, other=0).to(tl.float64, bitcast=True)
+    tl.store(out + THRESHOLD, (lr * l1).to(tl.float32), mask=mask)
+    if RANDOM:
+        bits = seed.to(tl.int64).to(tl.uint64, bitcast=True)
+        number = step.to(tl.int64).to(tl.uint64, bitcast=True)
+        tensor = at.to(tl.uint64, bitcast=True)
+        store_keys(keys_ptr + at * KEY_WORDS, bits, number, tensor, mask)
+    if RULE == "LAMB":
+        tl.store(counts_ptr + at, 0, mask=mask)
+    return product
+
+
+@triton.jit(
+    do_not_specialize=[
+        "grad_scale",
+        "found_inf",
+        "given_norm",
+        "norm_at",
+        "skipped_at",
+        "max_norm_bits",
+        "n_blocks",
+        "seed",
+        "n_rows",
+    ]
+)
+def optim_prepare_kernel(
+    table_ptr,  # rows
+    facts_ptr,
+    sums_ptr,
+    grad_scale: tl.int64,
+    found_inf: tl.int64,
+    given_norm: tl.int64,
+    norm_at: tl.int64,
+    skipped_at: tl.int64,
+    max_norm_bits: tl.int64,
+    n_blocks,
+    groups_ptr,
+    constants_ptr,
+    keys_ptr,
+    counts_ptr,
+    seed: tl.int64,
+    n_rows,
+    WANTS_NORM: tl.constexpr,
+    SUMS_SQUARES: tl.constexpr,
+    SKIP_NONFINITE: tl.constexpr,
+    RULE: tl.constexpr,
+    RANDOM: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    _, _, skip = find_facts(
+        facts_ptr,
+        sums_ptr,
+        grad_scale,
+        found_inf,
+        given_norm,
+        norm_at,
+        skipped_at,
+        max_norm_bits,
+        n_blocks,
+        WANTS_NORM,
+        SUMS_SQUARES,
+        SKIP_NONFINITE,
+    )
     if skip == 0.0:
         at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-        mask = at < n_rows
         row = table_ptr + at * ROW
+        mask = at < n_rows
         mask = mask & (tl.load(row + GRAD, mask=mask, other=0) != 0)
-        group = groups_ptr + tl.load(row + GROUP_AT, mask=mask, other=0) * GROUP
-        step_at = tl.load(row + STEP, mask=mask, other=0)
-        counts = mask & (step_at != 0)
-        step_at = step_at.to(tl.pointer_type(tl.float32))
-        step = tl.load(step_at, mask=counts, other=0.0) + 1.0
+        step_at, counts, step = next_step(row, mask)
         product_at = tl.load(row + PRODUCT, mask=mask, other=0)
         multiplies = mask & (product_at != 0)
         product_at = product_at.to(tl.pointer_type(tl.float32))
         product = tl.load(product_at, mask=multiplies, other=1.0)
-        out = constants_ptr + at * CONSTANTS
-        lr = group_lr(group, mask)
-        dtype = tl.load(row + DTYPE, mask=mask, other=0)
-        product = store_constants(out, group, lr, step.to(tl.float64), product, dtype, mask, RULE)
-        l1 = tl.load(group + 10, mask=mask, other=0).to(tl.float64, bitcast=True)
-        tl.store(out + THRESHOLD, (lr * l1).to(tl.float32), mask=mask)
-        if RANDOM:
-            bits = seed.to(tl.int64).to(tl.uint64, bitcast=True)
-            number = step.to(tl.int64).to(tl.uint64, bitcast=True)
-            tensor = at.to(tl.uint64, bitcast=True)
-            store_keys(keys_ptr + at * KEY_WORDS, bits, number, tensor, mask)
+        product = _make_constants(
+            table_ptr,
+            groups_ptr,
+            constants_ptr,
+            keys_ptr,
+            counts_ptr,
+            seed,
+            at,
+            mask,
+            product,
+            RULE,
+            RANDOM,
+        )
         tl.store(step_at, step, mask=counts)
         tl.store(product_at, product, mask=multiplies)
+
+
+# --- both at once, before a probe: it finds the facts and counts the step, so that nothing here waits
+# for the norm
+
+
+@triton.jit(do_not_specialize=["n_blocks", "seed", "n_rows", "norm_grid"])
+def optim_norm_and_constants_kernel(
+    table_ptr,  # rows
+    blocks_ptr,
+    sums_ptr,
+    n_blocks,
+    groups_ptr,
+    constants_ptr,
+    keys_ptr,
+    counts_ptr,
+    seed: tl.int64,
+    n_rows,
+    norm_grid,  # programs that the norm takes
+    DTYPES: tl.constexpr,
+    MASKED: tl.constexpr,
+    NORM_ROWS: tl.constexpr,
+    RULE: tl.constexpr,
+    RANDOM: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    if tl.program_id(0) < norm_grid:
+        _norm_blocks(table_ptr, blocks_ptr, sums_ptr, n_blocks, DTYPES, MASKED, NORM_ROWS)
+    else:
+        at = (tl.program_id(0) - norm_grid).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        mask = at < n_rows
+        mask = mask & (tl.load(table_ptr + at * ROW + GRAD, mask=mask, other=0) != 0)
+        _make_constants(
+            table_ptr,
+            groups_ptr,
+            constants_ptr,
+            keys_ptr,
+            counts_ptr,
+            seed,
+            at,
+            mask,
+            1.0,
+            RULE,
+            RANDOM,
+        )

@@ -16,8 +16,8 @@ import triton.language as tl
 
 from .activation import _max
 
-RULES = ("SGD", "Adam", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax", "Lion")
-COUNTS_STEPS = {"Adam", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax"}
+RULES = ("SGD", "Adam", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax", "Lion", "LAMB")
+COUNTS_STEPS = {"Adam", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax", "LAMB"}
 HAS_TAILS = {"Adam", "Adagrad"}  # rules that torch's kernels round otherwise at the end of a tensor
 FLAGS = {
     "maximize": 1,
@@ -229,6 +229,21 @@ def lion(c, p, g, s):
 
 
 @triton.jit
+def lamb_direction(c, p, g, s):
+    """In which the parameter moves, and the states."""
+    m = lerp(s[0], g, c[0], c[1])
+    v = average_square(s[1], g, c[3], c[4])
+    denominator = tl.div_rn(tl.sqrt_rn(v), c[6]) + c[7]
+    return tl.fma(p, c[2], tl.div_rn(tl.div_rn(m, c[5]), denominator)), (m, v)
+
+
+@triton.jit
+def lamb(c, p, g, s):
+    u, s = lamb_direction(c, p, g, s)
+    return tl.fma(u, c[10] * -1.0, p), s
+
+
+@triton.jit
 def update(c, p, g, s, tail, RULE: tl.constexpr, VARIANT: tl.constexpr):
     """The rule called ``RULE``, one of RULES."""
     if RULE == "SGD":
@@ -245,6 +260,8 @@ def update(c, p, g, s, tail, RULE: tl.constexpr, VARIANT: tl.constexpr):
         return radam(c, p, g, s, VARIANT)
     elif RULE == "Adamax":
         return adamax(c, p, g, s, VARIANT)
+    elif RULE == "LAMB":
+        return lamb(c, p, g, s)
     else:
         return lion(c, p, g, s)
 

@@ -36,7 +36,10 @@ STEP, PRODUCT, NUMEL, SHIFT, BODY = (tl.constexpr(i) for i in (9, 10, 11, 12, 13
 GROUP_AT, KIND, WIDE, NEGATE = (tl.constexpr(i) for i in (14, 15, 16, 17))
 DTYPE, GRAD_DTYPE = tl.constexpr(18), tl.constexpr(19)  # tt_dtype; of the parameter's arithmetic
 SCALE, MASTER = tl.constexpr(20), tl.constexpr(23)
-ROW, GROUP = tl.constexpr(24), tl.constexpr(13)
+FIRST_BLOCK = tl.constexpr(
+    24
+)  # number of the tensor's first block of NORM_BLOCK elements, among all
+ROW, GROUP = tl.constexpr(25), tl.constexpr(13)
 GROUP_NUMBERS = (
     "lr", "beta1", "beta2", "eps", "weight_decay", "momentum", "dampening", "alpha", "lr_decay",
     "momentum_decay", "l1",
@@ -54,6 +57,12 @@ class OptimTable(NamedTuple):
     pieces: int
     blocks: int
     tiles: int  # of a piece
+    processors: int  # of the device
+
+    @property
+    def probes(self) -> bool:
+        """Whether a step takes the norms of each tensor first."""
+        return self.rule == "LAMB"
 
     @property
     def masked(self) -> bool:
@@ -78,15 +87,19 @@ class OptimTable(NamedTuple):
     def workspace_bytes(self) -> int:
         return sum(self._workspace_parts())
 
-    def _workspace_parts(self) -> tuple[int, int, int, int]:
+    def _workspace_parts(self) -> tuple[int, ...]:
         keys = self.rows * KEY_WORDS.value * 4 if self.stochastic else 0
-        return FACTS_BYTES, self.blocks * 8, self.rows * CONSTANTS.value * 4, keys
+        sums, counts = (self.blocks * 16, self.rows * 4) if self.probes else (0, 0)
+        constants = self.rows * CONSTANTS.value * 4
+        return FACTS_BYTES, self.blocks * 8, sums, constants, keys, counts
 
     def workspace(self, memory: torch.Tensor) -> list[torch.Tensor]:
-        """Of that many bytes: facts [4] fp32 (scale, clip, whether to skip), sums [blocks] float64,
-        constants [rows, CONSTANTS] fp32, keys [rows, KEY_WORDS] int32."""
+        """Of that many bytes: facts [4] fp32 (scale, clip, whether to skip), sums [blocks] float64, a
+        probe's [2, blocks], constants [rows, CONSTANTS] fp32, keys [rows, KEY_WORDS] int32, counts of a
+        probe's blocks [rows] int32."""
         parts = memory.tensor_split(np.cumsum(self._workspace_parts())[:-1].tolist())
-        dtypes = torch.float32, torch.float64, torch.float32, torch.int32
+        real, word = torch.float32, torch.int32
+        dtypes = real, torch.float64, torch.float64, real, word, word
         return [part.view(dtype) for part, dtype in zip(parts, dtypes, strict=True)]
 
 
@@ -276,11 +289,12 @@ def make_table(
     # 32 tiles a program's start is paid for.
     tiles = min(max(int(n_tiles.sum()) // (processors * 32), 1), 32)
     pieces = _repeated(-(-n_tiles // tiles), tiles)
-    blocks = _repeated(-(-numel // NORM_BLOCK.value))
+    n_blocks = -(-numel // NORM_BLOCK.value)
+    blocks = _repeated(n_blocks)
+    rows[:, FIRST_BLOCK.value] = np.cumsum(n_blocks) - n_blocks
     grad_dtypes = np.unique(tensors["grad_dtype"][tensors["grad"] != 0]).tolist()
-    made = OptimTable(
-        rule, kinds, tuple(grad_dtypes), len(rows), len(groups), len(pieces), len(blocks), tiles
-    )
+    counts = len(rows), len(groups), len(pieces), len(blocks)
+    made = OptimTable(rule, kinds, tuple(grad_dtypes), *counts, tiles, processors)
     parts = [x.reshape(-1) for x in (rows, table, pieces, blocks)]
     if made.coded:
         parts += [dynamic_code(with_sign).view(np.int64) for with_sign in (True, False)]

@@ -70,6 +70,16 @@ class Row(NamedTuple):
 # NUMERICS.md section 1: each + and * rounds once. Triton's default contracts a * b + c to an fma.
 EXACT = {"enable_fp_fusion": False}
 
+
+def registers(most: int) -> dict[str, Any]:
+    """The launch option for at most so many registers a thread, where it exists (NVIDIA).
+
+    With a budget ptxas fills it. Without one it may aim at a block more on a multiprocessor, and then
+    spills a value or two (8 bytes of stack at 96 or 128 registers).
+    """
+    return {} if torch.version.hip else {"maxnreg": most}
+
+
 # The table that serves a compute capability and those above it, highest first. "small" is for chips
 # with 99 KB of shared memory a block (8.6, 8.9, 12.x) and for all that is not NVIDIA's (AMD: 64 KB).
 # On 10.x Triton 3.7 has no int8 for tcgen05 and takes mma.sync, as on 8.0.

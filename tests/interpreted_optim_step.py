@@ -6,6 +6,7 @@ Run by test_triton_optim_step.py, with TRITON_INTERPRET=1. The interpreter has t
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from test_optim_cuda_sim import DTYPES, RULES, Model, assert_same, ident, named, on_cpu
+from test_optim_cuda_sim import DTYPES, FOLDED, RULES, Model, assert_same, ident, named, on_cpu
 from triton_interpret import mend_interpreter
 
 from trimtab import ops, optim
@@ -76,7 +77,7 @@ def test_rules(row: Any, dtype: torch.dtype) -> None:
     compare(dtypes=(dtype,) * 3, **named(row))
 
 
-@pytest.mark.parametrize("row", (RULES[0], RULES[3], RULES[6], RULES[13], RULES[20]), ids=ident)
+@pytest.mark.parametrize("row", FOLDED, ids=ident)
 def test_everything_folded_in(row: Any) -> None:
     """Unscaling, clipping, shrinkage, masks, averages, copies, zeroing; mixed dtypes."""
     for mixed in (DTYPES[:1] * 3, (torch.bfloat16, torch.float16, torch.float32)):
@@ -154,6 +155,49 @@ def test_norm_of_many_blocks() -> None:
     assert ours.norm.item() == cpu.norm.item() > 1.0
 
 
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that are launched."""
+    module = importlib.import_module("trimtab.kernels.optim_step")
+    names: list[str] = []
+
+    class Noted:
+        def __init__(self, name: str) -> None:
+            self.name, self.kernel = name, getattr(module, name)
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            names.append(self.name.removeprefix("optim_").removesuffix("_kernel"))
+            return self.kernel[grid]
+
+    for name in [name for name in vars(module) if name.endswith("_kernel")]:
+        monkeypatch.setattr(module, name, Noted(name))
+    return names
+
+
+LAMB: tuple[tuple[dict[str, Any], float | None], ...] = (
+    ({"max_norm": 1.0, "grad_scale": 4.0}, 3e38),  # its square is no fp32
+    ({"max_norm": 1.0, "skip_nonfinite": 1, "zero_grad": 1}, torch.nan),
+)
+
+
+@pytest.mark.parametrize(("options", "bad"), LAMB)
+def test_lamb(options: dict[str, Any], bad: float | None, launches: list[str]) -> None:
+    """More blocks than run at once, and of a tensor too."""
+    sizes = (4100, 1, 4097, 30)
+    arguments = {"sizes": sizes, "extras": True, "options": options, **named(RULES[21])}
+    ours, cpu = Model(**arguments), Model(**arguments)
+    for model in (ours, cpu):
+        model.set_gradients(0, bad)
+    made = made_of(ours)
+    call, known, values = made[0]._made
+    made[0]._made = call, known._replace(processors=1), values
+    step(ours, made)
+    on_cpu(cpu.call())
+    assert_same(ours, cpu)
+    begin = ["norm_and_constants", "probe"] if "max_norm" in options else ["prepare", "probe"]
+    assert launches == [*begin, "update"]
+
+
 def test_given_norm() -> None:
     ours, cpu = (Model(sizes=SIZES, options={"max_norm": 1.0}, **named(RULES[0])) for _ in range(2))
     given = torch.tensor([7.0])
@@ -205,7 +249,7 @@ def test_nothing_to_do() -> None:
 
 
 BAD = {
-    "rule": (lambda m: setattr(m, "rule", "LAMB"), "expected a rule in .*, got 'rule 8'"),
+    "rule": (lambda m: m.options.update(rule=99), "expected a rule in .*, got 'rule 99'"),
     "dtype": (lambda m: m.table["state_dtype"].fill(7), "tensor 0: expected float32, bfloat16"),
     "group": (lambda m: m.table["group"].fill(2), "tensor 0: expected group to be an index"),
     "state": (lambda m: m.table["state"].fill(0), "expected all of the rule's states, got NULL"),
@@ -241,6 +285,8 @@ OPTIMIZERS: tuple[tuple[str, torch.dtype, dict[str, Any]], ...] = (
     ("AdamW", BF16, {**CODES, **RANDOM, "ema_decay": 0.9}),
     ("AdamW", BF16, {"state_dtype": BF16, **RANDOM, "ema_decay": 0.9}),
     ("Adagrad", BF16, {"master": "remainder", "state_dtype": torch.float32, "ema_decay": 0.9}),
+    ("LAMB", torch.float32, {"max_grad_norm": 1.0, **CODES, **RANDOM}),
+    ("LAMB", BF16, {"master": "remainder", "state_dtype": torch.float32, "always_adapt": True}),
     ("Lion", BF16, {"master": "kahan", "state_dtype": torch.float32, "ema_decay": 0.9, **RANDOM}),
 )
 

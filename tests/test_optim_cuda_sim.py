@@ -53,7 +53,10 @@ RULES: tuple[tuple[str, int, dict[str, float], tuple[str, ...]], ...] = (
     ("Adamax", 2, {}, ()),
     ("Adamax", 2, L2, ("maximize",)),
     ("Lion", 1, L2, ()),
+    ("LAMB", 2, L2, ("bias_correction",)),
+    ("LAMB", 2, {}, ("always_adapt", "maximize")),
 )
+FOLDED = tuple(RULES[i] for i in (0, 3, 6, 13, 20, 21))
 
 
 def empty_at(n: int, dtype: torch.dtype, offset: int) -> Tensor:
@@ -202,7 +205,7 @@ def test_rules(row: Any, dtype: torch.dtype) -> None:
     compare(cuda_sim.Simulator(seed=1), dtypes=(dtype,) * 3, **named(row))
 
 
-@pytest.mark.parametrize("row", (RULES[0], RULES[3], RULES[6], RULES[13], RULES[20]), ids=ident)
+@pytest.mark.parametrize("row", FOLDED, ids=ident)
 def test_everything_folded_in(row: Any) -> None:
     """Unscaling, clipping, shrinkage, masks, averages, copies, zeroing; mixed dtypes."""
     for seed, policy in enumerate(cuda_sim.POLICIES):

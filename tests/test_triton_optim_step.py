@@ -16,6 +16,7 @@ from triton_aot import Compiled, compile_kernel
 from triton_interpret import expect_passed, interpreted
 
 from trimtab.kernels import optim_table, tuning
+from trimtab.kernels.optim_rules import states_of
 
 optim_step = importlib.import_module("trimtab.kernels.optim_step")
 in_interpreter = interpreted("interpreted_optim_step.py")
@@ -30,6 +31,7 @@ VARIANTS = {
     "RAdam": 1,
     "Adamax": 1,
     "Lion": 0,
+    "LAMB": 0,
 }
 BF16, CODES = 1, 3  # as a kind has them; fp32 is 0
 
@@ -51,8 +53,12 @@ EXTRAS = (optim_table.HAS_MASK | optim_table.HAS_EMA | optim_table.TAILS).value
 STOCHASTIC = optim_table.STOCHASTIC.value
 
 
-def compiled(name: str, capability: int, **arguments: object) -> Compiled:
+def compiled(
+    name: str, capability: int, most_registers: int | None = None, **arguments: object
+) -> Compiled:
     given = {"num_warps": optim_step.NUM_WARPS, **tuning.EXACT}
+    if most_registers is not None:
+        given |= tuning.registers(most_registers)
     kernel = compile_kernel(
         getattr(optim_step, f"optim_{name}_kernel"), capability, arguments, given
     )
@@ -89,7 +95,7 @@ def update(capability: int, rule: str, *kinds: int, zero_grad: bool = False) -> 
 @pytest.mark.parametrize("rule", VARIANTS)
 def test_update(rule: str, capability: int) -> None:
     kernel = update(capability, rule, kind(VARIANTS[rule]))
-    loads = 2 * (2 + optim_step.states_of(rule, VARIANTS[rule]))
+    loads = 2 * (2 + states_of(rule, VARIANTS[rule]))
     assert (
         kernel.count(r"\bld\.global\S*\.v4\.b32") == loads
     )  # 16 bytes each, eight elements a thread
@@ -106,9 +112,10 @@ FORMATS = {
 }
 
 
+@pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("name", FORMATS)
-def test_formats(name: str) -> None:
-    kernel = update(90, "Adam", kind(VARIANTS["Adam"], **FORMATS[name]), zero_grad=True)
+def test_formats(name: str, capability: int) -> None:
+    kernel = update(capability, "Adam", kind(VARIANTS["Adam"], **FORMATS[name]), zero_grad=True)
     # Stochastic codes of three states keep a tile's candidates: no spill, but two blocks a processor.
     assert kernel.registers <= (232 if name == "codes_stochastic" else 128)
 
@@ -117,47 +124,77 @@ def test_kinds_in_one_kernel() -> None:
     update(80, "Adam", *(kind(v, param=d, grad=d) for v in (0, 1) for d in (0, BF16)))
 
 
+NORM = {"table_ptr": "*i64", "blocks_ptr": "*i64", "sums_ptr": "*fp64", "n_blocks": 1000}
+NORM_META = {"DTYPES": (0, 1), "MASKED": True, "NORM_ROWS": optim_step.NORM_ROWS}
+FACTS = {
+    "facts_ptr": "*fp32",
+    "sums_ptr": "*fp64",
+    "grad_scale": 2**40,
+    "found_inf": 2**40,
+    "given_norm": 2**40,
+    "norm_at": 2**40,
+    "skipped_at": 2**40,
+    "max_norm_bits": 2**62,
+    "n_blocks": 99,
+    "WANTS_NORM": True,
+    "SUMS_SQUARES": True,
+    "SKIP_NONFINITE": True,
+}
+MAKING = {
+    "groups_ptr": "*i64",
+    "constants_ptr": "*fp32",
+    "keys_ptr": "*i32",
+    "counts_ptr": "*i32",
+    "seed": 2**40,
+    "n_rows": 33,
+    "RANDOM": True,
+    "ROWS": optim_step.PREPARE_ROWS,
+}
+
+
 def test_norm() -> None:
-    compiled(
-        "norm",
-        80,
-        table_ptr="*i64",
-        blocks_ptr="*i64",
-        sums_ptr="*fp64",
-        n_blocks=1000,
-        DTYPES=(0, 1),
-        MASKED=True,
-        ROWS=optim_step.NORM_ROWS,
-    )
+    compiled("norm", 80, **NORM, **NORM_META)
 
 
 @pytest.mark.parametrize("rule", ["Adagrad", "NAdam", "RAdam"])
 def test_prepare(rule: str) -> None:
-    compiled(
-        "prepare",
-        80,
+    compiled("prepare", 80, table_ptr="*i64", RULE=rule, **FACTS, **MAKING)
+
+
+# --- LAMB's
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_norm_and_constants(capability: int) -> None:
+    given = {**NORM, **NORM_META, **MAKING}
+    compiled("norm_and_constants", capability, norm_grid=9, RULE="LAMB", **given)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("name", ["fp32", "bf16_everything", "codes", "remainder"])
+def test_probe(name: str, capability: int) -> None:
+    kernel = compiled(
+        "probe",
+        capability,
+        optim_step.REGISTERS,
         table_ptr="*i64",
-        groups_ptr="*i64",
-        facts_ptr="*fp32",
+        blocks_ptr="*i64",
+        codes_ptr="*fp32",
         constants_ptr="*fp32",
         keys_ptr="*i32",
-        sums_ptr="*fp64",
-        grad_scale=2**40,
-        found_inf=2**40,
-        given_norm=2**40,
-        norm_at=2**40,
-        skipped_at=2**40,
-        max_norm_bits=2**62,
-        seed=2**40,
+        probe_sums_ptr="*fp64",
+        counts_ptr="*i32",
         n_rows=33,
-        n_blocks=99,
-        RULE=rule,
-        WANTS_NORM=True,
-        SUMS_SQUARES=True,
-        SKIP_NONFINITE=True,
-        RANDOM=True,
+        PREPARES=True,
+        RULE="LAMB",
+        KINDS=(kind(0, **FORMATS.get(name, {})),),
         ROWS=optim_step.PREPARE_ROWS,
+        **FACTS,
     )
+    # The last of a tensor's programs sees what the others stored.
+    assert kernel.count(r"\batom\.(global\.)?(gpu\.)?(global\.)?acq_rel") == 1
+    assert kernel.count(r"\bld\.global\.cg") > 0
+    assert kernel.registers <= 128
 
 
 def test_interpreted(in_interpreter: subprocess.Popen[str]) -> None:
