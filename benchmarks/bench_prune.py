@@ -2,9 +2,9 @@
 
 Digits: per seed the dense model learns for DENSE steps; then it goes on as it is, pruned to 90 % on the
 way (cubic schedule, magnitude, one ranking), and pruned to 2:4 at a quarter of the way, each for the
-same number of steps with the same batches and learning rate. (A quarter: on folds of the digits to train
-on it lost less than 2:4 at the start, or 3:4 there and 2:4 later.) Accuracy in per cent on 1,000 digits kept aside; the dense one
-that counts is the better of before and after.
+same number of steps with the same batches and learning rate. (A quarter: on folds of the training
+digits that lost less than 2:4 at the start, or 3:4 there and 2:4 later.) Accuracy in per cent on 1,000
+digits kept aside; the dense one that counts is the better of before and after.
 
 Embeddings: all linear layers of all-MiniLM-L6-v2 pruned to 60 % in one shot; mean cosine to the dense
 embedding, on passages that were not among the calibration data.

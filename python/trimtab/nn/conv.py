@@ -1,20 +1,17 @@
 """Int8Conv2d: torch.nn.Conv2d with an int8 weight."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .. import ops
 from ..ops import library
-from ..ops.int8_conv2d import padding_sides, pair
+from .conv_geometry import ConvGeometry, PaddingMode, Sizes, plan
 from .int8_weight import Int8Weight
 
 _op = torch.ops.trimtab.int8_conv2d
 
 
-class Int8Conv2d(Int8Weight, nn.Conv2d):
+class Int8Conv2d(Int8Weight, ConvGeometry):
     """``act(conv2d(x, weight) + bias)`` with an int8 weight, one scale an output channel.
 
     ``x`` [B, C, H, W] or [C, H, W] of float32, bfloat16 or float16 is quantized image by image (one
@@ -31,13 +28,13 @@ class Int8Conv2d(Int8Weight, nn.Conv2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Sizes | str = 0,
+        dilation: Sizes = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        padding_mode: PaddingMode = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
@@ -49,13 +46,12 @@ class Int8Conv2d(Int8Weight, nn.Conv2d):
         unknown activation.
         """
         code = library.activation_code("Int8Conv2d", activation)
-        # On meta: nn.Conv2d checks its arguments and works out the padding; nothing is allocated.
-        plan = nn.Conv2d(
-            in_channels, out_channels, pair("kernel_size", kernel_size), stride, padding, dilation,
-            groups, False, padding_mode, device="meta",
-        )  # fmt: skip
+        planned = plan(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
+        )
         nn.Module.__init__(self)
-        self._take_geometry(plan, activation, code)
+        self._take_geometry(planned)
+        self._take_activation(activation, code)
         self.dtype = dtype or torch.get_default_dtype()
         weight = torch.zeros(self.weight_shape, dtype=torch.int8, device=device)
         self.set_weight(weight, torch.zeros(out_channels, dtype=torch.float32, device=device))
@@ -78,26 +74,18 @@ class Int8Conv2d(Int8Weight, nn.Conv2d):
         weight, scale = ops.quantize_int8(float_weight.flatten(1))
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
-        layer._take_geometry(module, activation, code)
+        layer._take_geometry(module)
+        layer._take_activation(activation, code)
         layer.dtype = float_weight.dtype
         layer.set_weight(weight.reshape(float_weight.shape), scale)
         layer.register_parameter("bias", module.bias)  # type: ignore[arg-type]
         layer.train(module.training)
         return layer
 
-    def _take_geometry(self, module: nn.Conv2d, activation: str, code: int) -> None:
-        for name in (*nn.Conv2d.__constants__, "transposed", "output_padding"):
-            setattr(self, name, getattr(module, name))
-        self._reversed_padding_repeated_twice = list(module._reversed_padding_repeated_twice)
-        kh, kw = pair("kernel_size", module.kernel_size)
-        self.weight_shape = (self.out_channels, self.in_channels // self.groups, kh, kw)
+    def _take_activation(self, activation: str, code: int) -> None:
         self.activation, self._code = activation, code
-        stride, dilation = pair("stride", self.stride), pair("dilation", self.dilation)
-        sides = (0, 0, 0, 0)  # F.pad has padded already
-        if self.padding_mode == "zeros":
-            sides = padding_sides(self.padding, (kh, kw), stride, dilation)  # type: ignore[arg-type]
         # What the op takes after the bias.
-        self._shape = ((kh, kw), stride, sides, dilation, self.groups, code)
+        self._shape = (self._kernel, self._stride, self._sides, self._dilation, self.groups, code)
 
     def _pack(self, weight: Tensor) -> Tensor:
         return ops.int8_conv2d_pack(weight, self.groups)
@@ -113,10 +101,8 @@ class Int8Conv2d(Int8Weight, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         batch = x.unsqueeze(0) if x.dim() == 3 else x
-        if self.padding_mode != "zeros":
-            batch = F.pad(batch, self._reversed_padding_repeated_twice, mode=self.padding_mode)
         bias = self.bias
-        args = (batch, self.packed, self.weight_scale, bias, *self._shape)
+        args = (self._padded(batch), self.packed, self.weight_scale, bias, *self._shape)
         if library.needs_grad(batch, bias):
             out = _op.default(*args)
         else:

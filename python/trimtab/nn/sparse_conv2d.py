@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops.int8_conv2d import padding_sides, pair
-from .sparse_linear import own_mask
+from .conv_geometry import ConvGeometry, PaddingMode, Sizes, plan
 from .sparse_weight import SparseWeight
 
 
-class SparseConv2d(SparseWeight, nn.Conv2d):
+class SparseConv2d(SparseWeight, ConvGeometry):
     """``act(conv2d(x, weight) + bias)`` with the kept weights of a pruned Conv2d alone.
 
     Patterns as in SparseLinear, over the matrix [out_channels, in_channels / groups * kh * kw]: 2:4
@@ -30,13 +27,13 @@ class SparseConv2d(SparseWeight, nn.Conv2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Sizes | str = 0,
+        dilation: Sizes = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        padding_mode: PaddingMode = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
@@ -49,17 +46,13 @@ class SparseConv2d(SparseWeight, nn.Conv2d):
 
         Raises ValueError for what torch.nn.Conv2d refuses, an unknown pattern, block or activation.
         """
-        # On meta: nn.Conv2d checks its arguments and works out the padding; nothing is allocated.
-        plan = nn.Conv2d(
-            in_channels, out_channels, pair("kernel_size", kernel_size), stride, padding, dilation,
-            groups, False, padding_mode, device="meta",
-        )  # fmt: skip
+        planned = plan(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
+        )
         nn.Module.__init__(self)
-        self._take_geometry(plan)
+        self._take_geometry(planned)
         self._take_format(pattern, block, int8, dtype or torch.get_default_dtype(), activation)
-        self._set_empty(device)
-        zeros = torch.zeros(out_channels, dtype=self.dtype, device=device) if bias else None
-        self.register_parameter("bias", None if zeros is None else nn.Parameter(zeros))
+        self._set_empty(device, bias)
 
     @classmethod
     def from_float(
@@ -79,23 +72,8 @@ class SparseConv2d(SparseWeight, nn.Conv2d):
         nn.Module.__init__(layer)
         layer._take_geometry(module)
         layer._take_format(pattern, block, int8, module.weight.dtype, activation)
-        layer._set_packed(module.weight, own_mask(module) if mask is None else mask)
-        layer.register_parameter("bias", module.bias)  # type: ignore[arg-type]
-        layer.train(module.training)
+        layer._take_float(module, mask)
         return layer
-
-    def _take_geometry(self, module: nn.Conv2d) -> None:
-        for name in (*nn.Conv2d.__constants__, "transposed", "output_padding"):
-            setattr(self, name, getattr(module, name))
-        self._reversed_padding_repeated_twice = list(module._reversed_padding_repeated_twice)
-        kh, kw = pair("kernel_size", module.kernel_size)
-        self.weight_shape = (self.out_channels, self.in_channels // self.groups, kh, kw)
-        self._kernel, self._stride = (kh, kw), pair("stride", self.stride)
-        self._dilation = pair("dilation", self.dilation)
-        sides = (0, 0, 0, 0)  # F.pad has padded already
-        if self.padding_mode == "zeros":
-            sides = padding_sides(self.padding, (kh, kw), self._stride, self._dilation)  # type: ignore[arg-type]
-        self._sides = sides
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -109,9 +87,7 @@ class SparseConv2d(SparseWeight, nn.Conv2d):
                 f"SparseConv2d: expected x [B, {self.in_channels}, H, W] or [{self.in_channels}, H, W]"
                 f", got {list(x.shape)}"
             )
-        if self.padding_mode != "zeros":
-            batch = F.pad(batch, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-        patches, height, width = self._patches(batch)
+        patches, height, width = self._patches(self._padded(batch))
         if self.groups == 1:
             out = self._product(patches)
         else:

@@ -8,14 +8,6 @@ from torch import Tensor, nn
 from .sparse_weight import SparseWeight
 
 
-def own_mask(module: nn.Module) -> Tensor | None:
-    """The mask that trimtab.prune keeps beside a weight; None if there is none."""
-    mask, weight = module._buffers.get("weight_mask"), module._parameters.get("weight")
-    if mask is None or weight is None or mask.dtype != torch.bool or mask.shape != weight.shape:
-        return None
-    return mask
-
-
 class SparseLinear(SparseWeight, nn.Linear):
     """``act(x @ weight.T + bias)`` with the kept weights of a pruned Linear alone.
 
@@ -55,9 +47,7 @@ class SparseLinear(SparseWeight, nn.Linear):
         self.in_features, self.out_features = in_features, out_features
         self.weight_shape, self.groups = (out_features, in_features), 1
         self._take_format(pattern, block, int8, dtype or torch.get_default_dtype(), activation)
-        self._set_empty(device)
-        zeros = torch.zeros(out_features, dtype=self.dtype, device=device) if bias else None
-        self.register_parameter("bias", None if zeros is None else nn.Parameter(zeros))
+        self._set_empty(device, bias)
 
     @classmethod
     def from_float(
@@ -89,9 +79,7 @@ class SparseLinear(SparseWeight, nn.Linear):
         layer.in_features, layer.out_features = module.in_features, module.out_features
         layer.weight_shape, layer.groups = (module.out_features, module.in_features), 1
         layer._take_format(pattern, block, int8, module.weight.dtype, activation)
-        layer._set_packed(module.weight, own_mask(module) if mask is None else mask)
-        layer.register_parameter("bias", module.bias)
-        layer.train(module.training)
+        layer._take_float(module, mask)
         return layer
 
     @property

@@ -24,6 +24,14 @@ _sparse24 = torch.ops.trimtab.sparse24_linear
 _block = torch.ops.trimtab.block_linear
 
 
+def own_mask(module: nn.Module) -> Tensor | None:
+    """The mask that trimtab.prune keeps beside a weight; None if there is none."""
+    mask, weight = module._buffers.get("weight_mask"), module._parameters.get("weight")
+    if mask is None or weight is None or mask.dtype != torch.bool or mask.shape != weight.shape:
+        return None
+    return mask
+
+
 class SparseWeight(nn.Module):
     """A module that holds a sparse weight once, compressed, in the order that checkpoints have it.
 
@@ -64,15 +72,22 @@ class SparseWeight(nn.Module):
         self.pattern, self.block, self.int8 = pattern, (block[0], block[1]), bool(int8)
         self.dtype, self.activation = dtype, activation
 
-    def _set_empty(self, device: torch.device | str | None) -> None:
+    def _set_empty(self, device: torch.device | str | None, bias: bool) -> None:
+        """Nothing kept, and a bias of zeros."""
         N, K, rows = self._sizes()
         args = (self.pattern, self.block, self.int8, N, K, rows, self.dtype, device)
         self._set_parts(sparse_format.empty(*args))
+        zeros = torch.zeros(N, dtype=self.dtype, device=device) if bias else None
+        self.register_parameter("bias", None if zeros is None else nn.Parameter(zeros))
 
-    def _set_packed(self, weight: Tensor, mask: Tensor | None) -> None:
-        args = (self.pattern, self.block, self.int8, mask, self.groups)
-        parts = sparse_format.pack(type(self).__name__, weight, *args)
+    def _take_float(self, module: Any, mask: Tensor | None) -> None:
+        """Packs a float layer's weight, by its own mask if none is given; shares its bias."""
+        weight = module.weight
+        args = (self.block, self.int8, own_mask(module) if mask is None else mask, self.groups)
+        parts = sparse_format.pack(type(self).__name__, weight, self.pattern, *args)
         self._set_parts(parts, weight.requires_grad)
+        self.register_parameter("bias", module.bias)
+        self.train(module.training)
 
     def _set_parts(self, parts: Parts, requires_grad: bool = True) -> None:
         values = parts["values"]
