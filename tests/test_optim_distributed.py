@@ -10,8 +10,10 @@ import torch
 if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
     pytest.skip("this torch has no torch.distributed with gloo", allow_module_level=True)
 
-import optim_processes
-from optim_processes import CASES, Processes
+import optim_checkpoints
+import optim_pieces
+import optim_sums
+from optim_processes import CASES, SUMS, Processes
 
 
 @pytest.fixture(scope="module")
@@ -34,63 +36,77 @@ def both(started: list[Processes], tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.parametrize("name", CASES)
 def test_ddp(name: str, both: Processes) -> None:
-    both.run(optim_processes.ddp, name)
+    both.run(optim_pieces.ddp, name)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_fsdp(name: str, both: Processes) -> None:
-    both.run(optim_processes.fsdp, name)
+    both.run(optim_pieces.fsdp, name)
 
 
 def test_fsdp_against_torch(both: Processes) -> None:
-    both.run(optim_processes.fsdp_against_torch)
+    both.run(optim_pieces.fsdp_against_torch)
 
 
 def test_fsdp_in_bf16(both: Processes) -> None:
-    both.run(optim_processes.fsdp_in_bf16)
+    both.run(optim_pieces.fsdp_in_bf16)
 
 
 def test_fsdp_8_bit(both: Processes) -> None:
-    both.run(optim_processes.fsdp_8_bit)
+    both.run(optim_pieces.fsdp_8_bit)
 
 
 def test_fsdp_8_bit_goes_on(both: Processes) -> None:
-    both.run(optim_processes.fsdp_8_bit_goes_on)
+    both.run(optim_pieces.fsdp_8_bit_goes_on)
 
 
 def test_clipping(both: Processes) -> None:
-    both.run(optim_processes.clipping)
+    both.run(optim_pieces.clipping)
 
 
 def test_clipping_of_mixed_cuts(both: Processes) -> None:
-    both.run(optim_processes.clipping_of_mixed_cuts)
+    both.run(optim_pieces.clipping_of_mixed_cuts)
 
 
 def test_skipping(both: Processes) -> None:
-    both.run(optim_processes.skipping)
+    both.run(optim_pieces.skipping)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_state_dict_of_the_whole(name: str, both: Processes) -> None:
-    both.run(optim_processes.state_dict_of_the_whole, name)
+    both.run(optim_checkpoints.state_dict_of_the_whole, name)
 
 
 def test_state_dict_of_pieces(both: Processes) -> None:
-    both.run(optim_processes.state_dict_of_pieces)
+    both.run(optim_checkpoints.state_dict_of_pieces)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_zero(name: str, both: Processes) -> None:
-    both.run(optim_processes.zero, name)
+    both.run(optim_checkpoints.zero, name)
 
 
 def test_zero_loads(both: Processes) -> None:
-    both.run(optim_processes.zero_loads)
+    both.run(optim_checkpoints.zero_loads)
 
 
 def test_zero_refuses_what_needs_all(both: Processes) -> None:
-    both.run(optim_processes.zero_refuses_what_needs_all)
+    both.run(optim_checkpoints.zero_refuses_what_needs_all)
 
 
 def test_refusals(both: Processes) -> None:
-    both.run(optim_processes.refusals)
+    both.run(optim_pieces.refusals)
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_pieces_against_the_whole(name: str, both: Processes) -> None:
+    both.run(optim_sums.pieces_against_the_whole, name)
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_sums_under_ddp_and_fsdp(name: str, both: Processes) -> None:
+    both.run(optim_sums.ddp_and_fsdp, name)
+
+
+def test_pieces_to_be_summed(both: Processes) -> None:
+    both.run(optim_sums.refuses_pieces_to_be_summed)

@@ -78,6 +78,7 @@ bool reserve(OptimJob& job, bool with_directions) {
     carve(job.block, n + 1);
     carve(job.sums, blocks);
     carve(job.direction_sums, with_directions ? blocks : 0);
+    carve(job.squares, with_directions ? 2 * n : 0);
     carve(job.shared_of, n);
     carve(job.latest, call.n_groups);
     carve(job.shared, n);

@@ -40,6 +40,7 @@ struct OptimJob {
   int64_t* block = nullptr;  // [n + 1] of its first partial sum
   double* sums = nullptr;  // [block[n]]
   double* direction_sums = nullptr;  // [block[n]], where the rule has a probe
+  double* squares = nullptr;  // [n][2], where the rule has a probe
   int32_t* shared_of = nullptr;  // [n] index into shared
   int32_t* latest = nullptr;  // [groups] index of the last entry made for a group, -1: none
   OptimShared* shared = nullptr;
@@ -61,8 +62,9 @@ tt_status begin_step(OptimJob& job, bool with_directions, const tt_parallel* par
 // The passes (optim_passes.cpp).
 double sum_squares(OptimJob& job,
                    const tt_parallel* parallel);  // of all gradients as they are in memory
-void adapt(OptimJob& job,
-           const tt_parallel* parallel);  // LAMB: norms of each tensor into its constants
+// LAMB: squares of the norm of each tensor and of its direction, [n_tensors][2]; and these into its constants.
+void probe(OptimJob& job, const tt_parallel* parallel, double* squares);
+void adapt(OptimJob& job, const double* squares);
 void update(const OptimJob& job, const tt_parallel* parallel);
 
 namespace {

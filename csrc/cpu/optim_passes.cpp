@@ -193,28 +193,34 @@ void probe_block(const OptimJob& job, const tt_optim_tensor& t, const OptimShare
 
 }  // namespace
 
-void adapt(OptimJob& job, const tt_parallel* parallel) {
+void probe(OptimJob& job, const tt_parallel* parallel, double* squares) {
   const tt_optim_call& call = job.call;
-  const OptimRule& rule = optim_rule(tt_rule(call.rule));
-  if (rule.adapt == nullptr) return;
   for_pieces(job, parallel, [&](int64_t i, int64_t begin, int64_t end) {
     const OptimShared& s = job.shared[job.shared_of[i]];
     for (; begin < end; begin += kOptimNormBlock) {
       const int64_t block_end = std::min(end, begin + kOptimNormBlock);
-      double squares[2] = {0.0, 0.0};
+      double found[2] = {0.0, 0.0};
       for (int64_t at = begin; at < block_end; at += kOptimBlock) {
-        probe_block(job, call.tensors[i], s, at, std::min(block_end - at, kOptimBlock), squares);
+        probe_block(job, call.tensors[i], s, at, std::min(block_end - at, kOptimBlock), found);
       }
       const int64_t block = job.block[i] + begin / kOptimNormBlock;
-      job.sums[block] = squares[0];
-      job.direction_sums[block] = squares[1];
+      job.sums[block] = found[0];
+      job.direction_sums[block] = found[1];
     }
   });
   for (int64_t i = 0; i < call.n_tensors; ++i) {
-    if (call.tensors[i].grad == nullptr) continue;
     const int64_t first = job.block[i], blocks = job.block[i + 1] - first;
-    rule.adapt(job.shared[job.shared_of[i]].constants, std::sqrt(add_up(job.sums + first, blocks)),
-               std::sqrt(add_up(job.direction_sums + first, blocks)));
+    squares[2 * i] = add_up(job.sums + first, blocks);
+    squares[2 * i + 1] = add_up(job.direction_sums + first, blocks);
+  }
+}
+
+void adapt(OptimJob& job, const double* squares) {
+  const OptimRule& rule = optim_rule(tt_rule(job.call.rule));
+  for (int64_t i = 0; i < job.call.n_tensors; ++i) {
+    if (job.call.tensors[i].grad == nullptr) continue;
+    rule.adapt(job.shared[job.shared_of[i]].constants, std::sqrt(squares[2 * i]),
+               std::sqrt(squares[2 * i + 1]));
   }
 }
 

@@ -5,7 +5,7 @@
 //   probe    LAMB: of each tensor the norm, and that of its direction, by the same blocks
 //   pass 1   unscale, clip, rule, shrink, mask, average, copy, zero: each element comes from memory and
 //            goes back once
-#include <trimtab/optim_step.h>
+#include <trimtab/optim_squares.h>
 
 #include "cpu/optim_job.h"
 #include "cpu/optim_rules.h"
@@ -74,22 +74,53 @@ void count_steps(const OptimJob& job) {
   }
 }
 
+// found: receives the squares of rules with a probe, and nothing else happens; given: takes their place.
+tt_status run_step(const tt_optim_call* call, double* found, const double* given,
+                   const tt_parallel* parallel) {
+  if (call == nullptr) return set_error(TT_INVALID_ARGUMENT, "optim_step: call is NULL");
+  tt_status status = check(*call);
+  if (status != TT_OK) return status;
+  const bool probes = optim_rule(tt_rule(call->rule)).probe != 0;
+  const bool in_parts = found != nullptr || given != nullptr;
+  if (in_parts && (!probes || call->max_norm >= 0.0 || call->skip_nonfinite || call->found_inf)) {
+    return set_error(TT_INVALID_ARGUMENT,
+                     "optim_step: expected a rule that steps by norms, and neither clipping nor "
+                     "skipping, where the step is made in parts");
+  }
+  OptimJob job{*call};
+  bool runs = false;
+  status = begin_step(job, probes, parallel, &runs);
+  if (status != TT_OK || !runs) return status;
+  make_shared(job);
+  if (probes && given == nullptr) probe(job, parallel, found ? found : job.squares);
+  if (found) return TT_OK;
+  if (probes) adapt(job, given ? given : job.squares);
+  update(job, parallel);
+  count_steps(job);
+  return TT_OK;
+}
+
 }  // namespace
 }  // namespace trimtab
 
 using namespace trimtab;
 
 tt_status tt_optim_step(const tt_optim_call* call, const tt_parallel* parallel) {
-  if (call == nullptr) return set_error(TT_INVALID_ARGUMENT, "optim_step: call is NULL");
-  tt_status status = check(*call);
-  if (status != TT_OK) return status;
-  OptimJob job{*call};
-  bool runs = false;
-  status = begin_step(job, optim_rule(tt_rule(call->rule)).probe != 0, parallel, &runs);
-  if (status != TT_OK || !runs) return status;
-  make_shared(job);
-  adapt(job, parallel);
-  update(job, parallel);
-  count_steps(job);
-  return TT_OK;
+  return run_step(call, nullptr, nullptr, parallel);
+}
+
+tt_status tt_optim_squares(const tt_optim_call* call, double* squares,
+                           const tt_parallel* parallel) {
+  if (squares == nullptr) {
+    return set_error(TT_INVALID_ARGUMENT, "optim_squares: squares is NULL");
+  }
+  return run_step(call, squares, nullptr, parallel);
+}
+
+tt_status tt_optim_step_by(const tt_optim_call* call, const double* squares,
+                           const tt_parallel* parallel) {
+  if (squares == nullptr) {
+    return set_error(TT_INVALID_ARGUMENT, "optim_step_by: squares is NULL");
+  }
+  return run_step(call, nullptr, squares, parallel);
 }

@@ -1,7 +1,7 @@
 // What trimtab.optim calls by ctypes: the step on torch's threads, and a fast way from tensors to pointers.
 // No schema: a step of 2000 tensors passes through no dispatcher, whose boxing costs 0.2 us a tensor.
 #include <trimtab/adafactor.h>
-#include <trimtab/optim_step.h>
+#include <trimtab/optim_squares.h>
 
 #include "adapter.h"
 
@@ -224,6 +224,16 @@ TT_API int32_t trimtab_optim_same_values(void* dicts, void* values) {
 TT_API int32_t trimtab_optim_step(const tt_optim_call* call) {
   const tt_parallel pool = trimtab::torch_pool();
   return tt_optim_step(call, &pool);
+}
+
+TT_API int32_t trimtab_optim_squares(const tt_optim_call* call, double* squares) {
+  const tt_parallel pool = trimtab::torch_pool();
+  return tt_optim_squares(call, squares, &pool);
+}
+
+TT_API int32_t trimtab_optim_step_by(const tt_optim_call* call, const double* squares) {
+  const tt_parallel pool = trimtab::torch_pool();
+  return tt_optim_step_by(call, squares, &pool);
 }
 
 TT_API int32_t trimtab_adafactor_step(const tt_adafactor_call* call) {

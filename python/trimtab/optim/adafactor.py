@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.optim._adafactor import adafactor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from . import library
+from . import library, shards
 from .base import FusedStep, StepOptions
 from .groups import Run
 from .matrix import MatrixStep, batches
@@ -84,7 +85,14 @@ class Adafactor(MatrixStep, torch.optim.Adafactor):
             closure (Callable, optional): reevaluates the model and returns the loss.
         """
         on_cpu = all(p.device.type == "cpu" for g in self.param_groups for p in g["params"])
-        return FusedStep.step(self, closure) if on_cpu else super().step(closure)
+        if on_cpu:
+            return FusedStep.step(self, closure)
+        if any(shards.is_sharded(p) for g in self.param_groups for p in g["params"]):
+            raise RuntimeError(
+                "Adafactor: a DTensor on a GPU; its sums over whole rows and columns are added up on "
+                "CPUs only"
+            )
+        return super().step(closure)
 
     def launch(self, plan: Plan, run: Run, call: library.Call, rows: np.ndarray) -> None:
         if plan.rows.shapes is None:
@@ -94,11 +102,21 @@ class Adafactor(MatrixStep, torch.optim.Adafactor):
         for row, group in zip(groups, plan.rows.groups):
             row["beta2_decay"], row["d"] = group["beta2_decay"], group["d"]
             row["eps1"], row["eps2"] = _eps1(group), group["eps"][1]
-        library.adafactor_step(
-            library.AdafactorCall(
-                ctypes.addressof(call), groups.ctypes.data, shapes.ctypes.data, None, library.WHOLE
-            )
+        own = library.AdafactorCall(
+            ctypes.addressof(call), groups.ctypes.data, shapes.ctypes.data, None, library.WHOLE
         )
+        if not plan.rows.sharded or library.skips(call):
+            return library.adafactor_step(own)
+        call.found_inf = None
+        last = shapes[-1]
+        total = 2 + last["batch"] * (1 + last["rows"] + last["columns"]) + last["sums_at"]
+        sums = torch.zeros(int(total), dtype=torch.float64)
+        own.sums = sums.data_ptr()
+        pieces = [_sums(sums, shape, p) for shape, p in zip(shapes.tolist(), plan.params)]
+        for part in (library.SQUARES, library.AVERAGE, library.DIRECTION, library.UPDATE):
+            own.part = part
+            library.adafactor_step(own)
+            shards.add_up(chain.from_iterable(piece.get(part, ()) for piece in pieces))
 
     def _check_states(self, state_dict: dict[str, Any]) -> None:
         for param, saved in self._saved_states(state_dict):
@@ -150,6 +168,22 @@ class Adafactor(MatrixStep, torch.optim.Adafactor):
             else:
                 state["variance"] = torch.zeros_like(grad)
         return state
+
+
+def _sums(
+    sums: Tensor, shape: tuple[int, ...], param: Tensor
+) -> dict[int, list[tuple[Tensor, Tensor, int | None]]]:
+    """What pieces of a parameter add up after a part of the step, for shards.add_up."""
+    batch, rows, columns, *_, at = shape
+    squares, means, row, column = sums[at:].split(
+        [2, batch, batch * rows, batch * columns, len(sums) - at - 2 - batch * (1 + rows + columns)]
+    )[:4]
+    found: dict[int, list[tuple[Tensor, Tensor, int | None]]]
+    found = {library.DIRECTION: [(squares, param, None)]}
+    if batch:
+        found[library.SQUARES] = [(row, param, -1), (column, param, -2)]
+        found[library.AVERAGE] = [(means, param, -2)]
+    return found
 
 
 def _shapes(plan: Plan) -> np.ndarray:

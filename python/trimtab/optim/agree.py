@@ -82,8 +82,8 @@ def over_shards(optimizer: FusedStep, rows: Rows) -> Terms:
     grads = []
     for at, param in enumerate(rows.params):
         if (grad := rows.grad(param)) is not None:
-            shards.piece(grad, param, f"{rows.name}: gradient of {rows.where(at)}")
-            grads.append(grad)
+            own = shards.piece(grad, param, f"{rows.name}: gradient of {rows.where(at)}")
+            grads.append((own, param))
     if optimizer.max_grad_norm is None and not optimizer.skip_nonfinite:
         return Terms(scale, found, None, False, False)
     divisor = 1.0 if scale is None else float(scale)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from . import library, shards
 from .base import FusedStep, StepOptions
+from .groups import Run
+from .plan import Plan
 
 
 class LAMB(FusedStep):
@@ -16,7 +21,7 @@ class LAMB(FusedStep):
         p = p - lr * |p| / |u| * u
 
     The norms of p and u are sums in a fixed order, the same for any number of threads. Where one of
-    them is 0 their ratio counts as 1.
+    them is 0 their ratio counts as 1. Those of DTensors are the whole tensor's; on CPUs only.
 
     Args:
         params: parameters, named parameters or groups
@@ -71,3 +76,12 @@ class LAMB(FusedStep):
         }
         super().__init__(params, defaults)
         self._setup(options)
+
+    def launch(self, plan: Plan, run: Run, call: library.Call, rows: np.ndarray) -> None:
+        if not plan.rows.sharded or library.skips(call):
+            return super().launch(plan, run, call, rows)
+        call.found_inf = None
+        squares = torch.zeros(len(rows), 2, dtype=torch.float64)
+        library.squares(call, squares.data_ptr())
+        shards.add_up((square, param, None) for square, param in zip(squares, plan.params))
+        library.step_by(call, squares.data_ptr())

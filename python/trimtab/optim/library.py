@@ -152,6 +152,24 @@ def step(call: Call) -> None:
         raise RuntimeError(_core_library().tt_last_error().decode())
 
 
+def squares(call: Call, found: int) -> None:
+    """tt_optim_squares, to an address"""
+    if _step_library().trimtab_optim_squares(ctypes.byref(call), c_void_p(found)):
+        raise RuntimeError(_core_library().tt_last_error().decode())
+
+
+def step_by(call: Call, squares: int) -> None:
+    """tt_optim_step_by, from an address"""
+    if _step_library().trimtab_optim_step_by(ctypes.byref(call), c_void_p(squares)):
+        raise RuntimeError(_core_library().tt_last_error().decode())
+
+
+def skips(call: Call) -> bool:
+    """Whether found_inf, in this machine's memory, is not 0."""
+    address = call.found_inf
+    return bool(address) and ctypes.c_float.from_address(address).value != 0.0
+
+
 def adafactor_step(call: AdafactorCall) -> None:
     """tt_adafactor_step; RuntimeError with its message if it refuses."""
     if _step_library().trimtab_adafactor_step(ctypes.byref(call)):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import library
+from . import library, shards
 from .base import FusedStep
 
 BATCH = 1 << 20  # elements that are stepped at once: few, so that they stay in the cache
@@ -77,7 +77,7 @@ class MatrixStep(FusedStep):
         return loss
 
     def _gradients(self) -> dict[Tensor, Tensor]:
-        """The gradients of this step, each fit for it."""
+        """The gradients of this step, each fit for it; of DTensors this process's pieces."""
         name = type(self).__name__
         found: dict[Tensor, Tensor] = {}
         for number, group in enumerate(self.param_groups):
@@ -87,13 +87,11 @@ class MatrixStep(FusedStep):
                 if grad is None:
                     continue
                 where = f"{name}: parameter {at} of group {number}"
-                if hasattr(param, "placements"):
-                    raise RuntimeError(
-                        f"{where}: a DTensor; {name} needs its rows and columns whole"
-                    )
+                if any(p.is_partial() for p in getattr(param, "placements", ())):
+                    raise RuntimeError(f"{where}: a DTensor whose pieces are still to be summed")
                 if param.is_complex():
                     raise RuntimeError(f"{name} does not support complex parameters ({where})")
-                if grad.layout != torch.strided:
+                if shards.local(grad).layout != torch.strided:
                     raise RuntimeError(f"{name} does not support sparse gradients ({where})")
                 if param.dtype not in library.DTYPES or grad.dtype not in library.DTYPES:
                     raise RuntimeError(
@@ -105,12 +103,14 @@ class MatrixStep(FusedStep):
                         f"{where}: expected a gradient of shape {list(param.shape)} on "
                         f"{param.device}, got {list(grad.shape)} on {grad.device}"
                     )
-                found[param] = grad
+                found[param] = shards.piece(grad, param, f"{name}: gradient of {where}")
         return found
 
     def _factor(self, grads: dict[Tensor, Tensor]) -> float | None:
         """What the gradients are to be multiplied by; None: the step is skipped."""
         found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None and any(map(shards.is_sharded, grads)):
+            found_inf = shards.anywhere(found_inf, list(grads))
         if found_inf is not None and float(found_inf) != 0:
             return None
         scale = getattr(self, "grad_scale", None)
@@ -118,12 +118,11 @@ class MatrixStep(FusedStep):
         clips = self.max_grad_norm is not None
         norm = self.norm_estimate if clips else None
         if self.skip_nonfinite or (clips and norm is None):
-            masked = [
-                g if (mask := self._masks.get(p)) is None else g.masked_fill(~mask, 0.0)
+            masked = (
+                (g if (mask := self._mask(p)) is None else g.masked_fill(~mask, 0.0), p)
                 for p, g in grads.items()
-            ]
-            norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in masked]
-            measured = float(torch.linalg.vector_norm(torch.stack(norms))) * factor
+            )
+            measured = shards.total_norm(masked) * factor
             if self.skip_nonfinite and not torch.isfinite(torch.tensor(measured)):
                 return None
             norm = measured if norm is None else norm
@@ -132,6 +131,11 @@ class MatrixStep(FusedStep):
             clip = self.max_grad_norm / (float(norm) + 1e-6)
             factor *= clip if not clip >= 1.0 else 1.0
         return factor
+
+    def _mask(self, param: Tensor) -> Tensor | None:
+        mask = self._masks.get(param)
+        name = f"{type(self).__name__}.set_mask"
+        return None if mask is None else shards.piece(mask, param, name)
 
     def _averages(self, grads: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         """Weight averages, which start as the parameter before its first step.
@@ -151,17 +155,18 @@ class MatrixStep(FusedStep):
     ) -> None:
         threshold = float(group["lr"]) * group.get("l1", 0.0)
         for param in grads:
+            piece = shards.local(param)
             if threshold > 0:
-                param.copy_(param.sign() * (param.abs() - threshold).clamp_(min=0))
-            if (mask := self._masks.get(param)) is not None:
-                param.masked_fill_(~mask, 0.0)
+                piece.copy_(piece.sign() * (piece.abs() - threshold).clamp_(min=0))
+            if (mask := self._mask(param)) is not None:
+                piece.masked_fill_(~mask, 0.0)
                 for name in self.state_names(group):
-                    value = self.state[param].get(name)
+                    value = shards.local(self.state[param].get(name))
                     if value is not None and value.shape == mask.shape:
                         value.masked_fill_(~mask, 0.0)
             if (copy := self._copies.get(param)) is not None:
-                copy.copy_(param)
+                shards.local(copy).copy_(piece)
             if param in averages and self.ema_decay is not None:
-                average = averages[param]
-                average.add_(param.float() - average, alpha=1.0 - self.ema_decay)
-                self.state[param]["ema"] = average
+                average = shards.local(averages[param])
+                average.add_(piece.float() - average, alpha=1.0 - self.ema_decay)
+                self.state[param]["ema"] = averages[param]

@@ -14,11 +14,13 @@ from torch.optim._muon import (
     DEFAULT_NS_STEPS,
     EPS,
     _adjust_lr,
+    _zeropower_via_newtonschulz,
     muon,
 )
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from . import shards
 from .adam import AdamW
 from .base import StepOptions
 from .matrix import MatrixStep, batches
@@ -29,7 +31,8 @@ class Muon(MatrixStep, torch.optim.Muon):
 
     Matrices of one shape go through Newton-Schulz together: as torch's bits wherever torch.bmm rounds a
     product as torch.mm does, which it does but for single elements of small matrices; there they are
-    one bfloat16 rounding of the direction apart. A matrix alone has torch's bits. (With bfloat16
+    one bfloat16 rounding of the direction apart. A matrix alone has torch's bits. Of DTensors every
+    process gathers the directions and makes the products of all. (With bfloat16
     parameters and without Nesterov torch 2.13 overwrites its momentum; this does not.)
 
     Momentum whose singular values Newton-Schulz iterations bring near 1 (Jordan,
@@ -74,13 +77,14 @@ class Muon(MatrixStep, torch.optim.Muon):
     def _update(self, group: dict[str, Any], grads: dict[Tensor, Tensor]) -> None:
         for param, grad in grads.items():
             if "momentum_buffer" not in self.state[param]:
-                self.state[param]["momentum_buffer"] = torch.zeros_like(grad)
-        for params in batches(grads):
+                self.state[param]["momentum_buffer"] = shards.like(torch.zeros_like(grad), param)
+        for params in batches(grads, shards.is_sharded):
             own = [grads[param] for param in params]
-            buffers = [self.state[param]["momentum_buffer"] for param in params]
+            states = [(self.state[param]["momentum_buffer"], param) for param in params]
+            buffers = [shards.piece(*state, "Muon: momentum_buffer") for state in states]
             # torch's own would normalize a bfloat16 buffer itself in place of a copy.
             spoils = not group["nesterov"] and buffers[0].dtype == torch.bfloat16
-            if len(params) > 1 or spoils:
+            if len(params) > 1 or spoils or shards.is_sharded(params[0]):
                 _step_together(group, params, own, buffers)
                 continue
             muon(
@@ -105,13 +109,35 @@ def _step_together(
     """torch's muon for several matrices of one shape."""
     lr = float(group["lr"])
     torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-    update = torch.stack(buffers)
-    if group["nesterov"]:
-        update = torch.stack(grads).lerp_(update, group["momentum"])
-    updates = orthogonalize(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
-    torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+    pieces = [shards.local(param) for param in params]
+    if shards.is_sharded(params[0]):
+        updates = _orthogonalize_whole(group, params, grads, buffers)
+    else:
+        update = torch.stack(buffers)
+        if group["nesterov"]:
+            update = torch.stack(grads).lerp_(update, group["momentum"])
+        numbers = group["ns_coefficients"], group["ns_steps"], group["eps"]
+        updates = list(orthogonalize(update, *numbers))
+    torch._foreach_mul_(pieces, 1 - lr * group["weight_decay"])
     step = -_adjust_lr(lr, group["adjust_lr_fn"], params[0].shape)
-    torch._foreach_add_(params, list(updates), alpha=step)
+    torch._foreach_add_(pieces, updates, alpha=step)
+
+
+def _orthogonalize_whole(
+    group: dict[str, Any], params: list[Tensor], grads: list[Tensor], buffers: list[Tensor]
+) -> list[Tensor]:
+    """Of DTensors: each process gathers the directions, in bfloat16, and keeps its piece."""
+    updates = [
+        grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+        for grad, buffer in zip(grads, buffers)
+    ]
+    whole = [shards.whole(update.bfloat16(), p) for update, p in zip(updates, params)]
+    numbers = group["ns_coefficients"], group["ns_steps"], group["eps"]
+    if len(whole) > 1:
+        found = list(orthogonalize(torch.stack(whole), *numbers))
+    else:  # torch's own, as for a matrix that is alone in one process
+        found = [_zeropower_via_newtonschulz(whole[0].clone(), *numbers)]
+    return [shards.local(shards.cut(matrix, param)) for matrix, param in zip(found, params)]
 
 
 def orthogonalize(

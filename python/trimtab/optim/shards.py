@@ -69,6 +69,11 @@ def without(tensor: Tensor, dim: int) -> Tensor:
     return tensor.new_empty(shape)
 
 
+def whole(value: Tensor, param: Tensor) -> Tensor:
+    """The whole of ``value``, of which every process has a piece cut like ``param``."""
+    return like(value, param).full_tensor() if is_sharded(param) else value  # type: ignore[attr-defined]
+
+
 def cut(value: Tensor, param: Tensor) -> Tensor:
     """A whole tensor, which every process has, cut like ``param``."""
     if is_sharded(value):
@@ -89,20 +94,43 @@ def _cut(tensor: Any, summed: int | None = None) -> tuple[Any, Any]:
     return mesh, tuple(Replicate() if p.is_shard(gone) else p for p in placements)
 
 
-def _groups(tensor: Tensor) -> tuple[Any, ...]:
-    """The process groups that hold different pieces of it, one a dimension of its mesh."""
+def _groups(tensor: Tensor, dim: int | None = None) -> tuple[Any, ...]:
+    """The process groups that hold different pieces of it, one a dimension of its mesh.
+
+    ``dim``: those between which that dimension of the tensor is cut.
+    """
     if not is_sharded(tensor):
         return ()
     mesh, placements = _cut(tensor)
-    return tuple(mesh.get_group(i) for i, p in enumerate(placements) if not p.is_replicate())
+    cuts = [not p.is_replicate() if dim is None else p.is_shard(dim) for p in placements]
+    return tuple(mesh.get_group(i) for i, cuts_it in enumerate(cuts) if cuts_it)
 
 
-def total_norm(grads: Iterable[Tensor]) -> float:
-    """2-norm of all gradients, pieces elsewhere included; every process gets the same."""
+def add_up(parts: Iterable[tuple[Tensor, Tensor, int | None]]) -> None:
+    """Sums over pieces, in place: numbers, their parameter, the dimension summed over or None for all.
+
+    Numbers that the same processes share travel together.
+    """
+    alike: dict[tuple[Any, ...], list[Tensor]] = {}
+    for numbers, param, dim in parts:
+        if numbers.numel() and (
+            groups := _groups(param, None if dim is None else dim % param.dim())
+        ):
+            alike.setdefault(groups, []).append(numbers)
+    for groups, several in alike.items():
+        flat = torch.cat(several)
+        for group in groups:
+            torch.distributed.all_reduce(flat, group=group)
+        for numbers, total in zip(several, flat.split([n.numel() for n in several])):
+            numbers.copy_(total)
+
+
+def total_norm(grads: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """2-norm of all gradients, (this process's piece, parameter) each; every process gets the same."""
     sums: dict[tuple[Any, ...], Tensor] = {}  # on the device of their pieces, as NCCL wants them
-    for grad in grads:
-        groups = _groups(grad)
-        square = torch.linalg.vector_norm(local(grad), dtype=torch.float64) ** 2
+    for grad, param in grads:
+        groups = _groups(param)
+        square = torch.linalg.vector_norm(grad, dtype=torch.float64) ** 2
         sums[groups] = sums[groups] + square.to(sums[groups].device) if groups in sums else square
     total = 0.0
     for groups, shared in sums.items():
