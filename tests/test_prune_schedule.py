@@ -176,3 +176,25 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="expected steps >= 1, got 0"):
         prune.iterative_(net, optimizer, lambda at: None, 0, prune.OneShot(0.5))
     assert same(net, before) and net.training
+
+
+def test_structured_masks_on_the_way_and_removes_at_the_end() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 4))
+    x = torch.randn(16, 12)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+
+    def masked(model: nn.Module, sparsity: float) -> None:
+        prune.structured_(model, {"0": sparsity}, x, remove=False)
+
+    def step(_: int) -> None:
+        optimizer.zero_grad()
+        net(x).square().mean().backward()
+        optimizer.step()
+
+    prune.iterative_(net, optimizer, step, 9, prune.Cubic(0.5, 0, 6, every=3), prune=masked)
+    want = net(x)
+    assert int((net[0].weight.abs().sum(1) == 0).sum()) == 16
+    prune.structured_(net, {"0": 0.5}, x)
+    assert net[0].out_features == 16 and net[2].in_features == 16
+    torch.testing.assert_close(net(x), want, rtol=1e-5, atol=1e-6)

@@ -140,6 +140,8 @@ CALLS: dict[str, tuple[Call, type[Exception], str]] = {
         "expected an optimizer of the model's parameters"),
     "prune": (lambda m: iterate(m, prune=3), TypeError,
         r"iterative_: expected prune\(model, sparsity\), got 3"),
+    "prune-removes": (lambda m: iterate(m, prune=lambda m, s: prune.structured_(m, s, X)), ValueError,
+        "iterative_: expected a prune that masks, got one that exchanged parameters, 0.bias first"),
     "iterative-model": (lambda m: prune.iterative_(3, sgd(m), print, 3, prune.OneShot(0.5)), TypeError,
         "iterative_: expected an nn.Module, got 3"),
     "Cubic": (lambda m: prune.Cubic(0.5, "a", 10), TypeError, "Cubic: expected an int as begin"),

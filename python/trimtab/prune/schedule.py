@@ -93,8 +93,8 @@ def iterative_(
             :func:`soft_filter_` nothing is held, and filters may come back.
 
     Raises:
-        ValueError: steps < 1, or a schedule that ends after them.
-        whatever ``train_step`` and ``prune`` raise, after model and optimizer are again what they were.
+        ValueError: steps < 1, a schedule that ends after them, a ``prune`` that exchanges parameters.
+        whatever ``train_step`` and ``prune`` raise. Model and optimizer are then what they were.
     """
     prune = prune or magnitude_
     op = "iterative_"
@@ -116,10 +116,12 @@ def iterative_(
             for module in model.modules():
                 undo.save(module)
             hold_(model, optimizer)
+            parameters = {name: id(p) for name, p in model.named_parameters()}
             for step in range(steps):
                 sparsity = schedule(step)
                 if sparsity is not None:
-                    prune(model, check_sparsity("iterative_", sparsity))
+                    prune(model, check_sparsity(op, sparsity))
+                    _check_same(op, parameters, model)
                     bar.advance(f"{sparsity:.1%} pruned", steps=0)
                 train_step(step)
                 bar.advance()
@@ -127,6 +129,16 @@ def iterative_(
         optimizer.load_state_dict(saved)
         raise
     return report(model)
+
+
+def _check_same(op: str, before: dict[str, int], model: nn.Module) -> None:
+    """The optimizer would go on with parameters that the model has no more."""
+    after = {name: id(p) for name, p in model.named_parameters()}
+    if gone := sorted(name for name in before if after.get(name) != before[name]):
+        raise ValueError(
+            f"{op}: expected a prune that masks, got one that exchanged parameters, {gone[0]} first, "
+            "which the optimizer still has; structured_(..., remove=False) masks: remove at the end"
+        )
 
 
 def soft_filter_(model: nn.Module, sparsity: float, *, layers: Layers = None) -> PruneReport:
