@@ -25,7 +25,7 @@ def bitmap_linear(
 
     Float values: accumulated in float32, in an order that is the same from run to run and for every
     thread count (NUMERICS.md section 7). A pruned weight contributes nothing: 0 * Inf is not evaluated.
-    bfloat16 on AMX takes subnormals as zero, as its instruction does.
+    With several rows of ``x``, bfloat16 on AMX may take subnormals as zero, as its instruction does.
     int8 values: ``x`` is quantized to int8 row by row, and the result has the bits of int8_linear with
     the dense weight.
 
