@@ -169,7 +169,7 @@ def test_instruction_sets_and_threads_agree(name: str, options: dict) -> None:
     ],
     ids=ident,
 )
-@pytest.mark.parametrize("name", ["AdamW", "SGD", "RAdam"])
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "RMSprop", "LAMB"])
 def test_bf16_instruction_sets_agree(name: str, options: dict) -> None:
     try:
         ops.set_isa("scalar")

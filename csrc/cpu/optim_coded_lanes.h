@@ -2,8 +2,8 @@
 // elements is decoded, updated and measured in one pass, stays in L1 as floats until its scales are known, and
 // is encoded from there.
 #pragma once
-#include "optim_lanes.h"
 #include "optim_memory_lanes.h"
+#include "optim_pick.h"
 
 namespace trimtab {
 namespace {
@@ -78,41 +78,20 @@ void update_coded(const void* constants, float* p, const float* g, uint8_t* cons
   }
 }
 
-template <class V, class Rule>
-constexpr OptimCodedFn update_coded_of() {
-  if constexpr (Rule::kStates > 0) {
-    return update_coded<V, Rule>;
-  } else {
-    return nullptr;
-  }
-}
-
-// kTail: 8-bit states have no tail.
-template <class V, template <int> class Rule, int kTail, int... kVariant>
-OptimCodedFn pick_coded(int variant, std::integer_sequence<int, kVariant...>) {
-  static constexpr OptimCodedFn table[] = {update_coded_of<V, Rule<(kVariant & ~kTail)>>()...};
-  return table[variant];
-}
-
-template <class V, template <int> class Rule, int kVariants, int kTail = 0>
-OptimCodedFn pick_coded(int variant) {
-  return pick_coded<V, Rule, kTail>(variant, std::make_integer_sequence<int, kVariants>());
-}
+template <class V>
+struct CodedLoops {
+  template <class Rule>
+  struct Of {
+    static constexpr OptimCodedFn get() {
+      if constexpr (Rule::kStates > 0) return update_coded<V, Rule>;
+      return nullptr;
+    }
+  };
+};
 
 template <class V>
 OptimCodedFn optim_coded(tt_rule rule, int variant) {
-  switch (rule) {
-    case TT_SGD: return pick_coded<V, Sgd, kSgdVariants>(variant);
-    case TT_ADAM: return pick_coded<V, Adam, kAdamVariants, kAdamTail>(variant);
-    case TT_ADAGRAD: return pick_coded<V, Adagrad, kAdagradVariants, kAdagradTail>(variant);
-    case TT_RMSPROP: return pick_coded<V, Rmsprop, kRmspropVariants>(variant);
-    case TT_NADAM: return pick_coded<V, Nadam, kNadamVariants>(variant);
-    case TT_RADAM: return pick_coded<V, Radam, kRadamVariants>(variant);
-    case TT_ADAMAX: return pick_coded<V, Adamax, kAdamaxVariants>(variant);
-    case TT_LION: return pick_coded<V, Lion, kLionVariants>(variant);
-    case TT_LAMB: return pick_coded<V, Lamb, kLambVariants, kLambProbe>(variant);
-    default: return nullptr;
-  }
+  return pick_whole<OptimCodedFn, CodedLoops<V>::template Of>(rule, variant);
 }
 
 }  // namespace

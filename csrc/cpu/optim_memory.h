@@ -13,6 +13,12 @@ namespace trimtab {
 using OptimCodedFn = void (*)(const void* constants, float* p, const float* g,
                               uint8_t* const* codes, float* const* scales, int64_t n);
 
+// A rule on bf16 parameters with a master, bf16 gradients and states: p, master, g, states [n], n a multiple
+// of kMasterLanes.
+using OptimMasterFn = void (*)(const void* constants, bf16* p, uint16_t* master, const bf16* g,
+                               void* const* state, int64_t n);
+constexpr int kMasterLanes = 16;
+
 struct OptimMemoryKernels {
   // codes [n], one scale for each kDynamicBlock of them
   void (*decode)(const uint8_t* codes, const float* scale, bool is_signed, float* to, int64_t n);
@@ -27,6 +33,7 @@ struct OptimMemoryKernels {
   void (*close_kahan)(const float* from, bf16* param, uint16_t* master, int64_t n);
   // NULL, or NULL for a rule: decode, update and encode by blocks of kOptimBlock, which give the same bits.
   OptimCodedFn (*coded)(tt_rule rule, int variant);
+  OptimMasterFn (*master)(tt_rule rule, int variant, int kind);  // likewise; kind: a tt_master
 };
 
 OptimMemoryKernels optim_memory_scalar();

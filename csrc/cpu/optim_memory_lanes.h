@@ -134,57 +134,59 @@ void narrow_stochastic(const float* from, RandomKey key, int64_t element, bf16* 
       from, reinterpret_cast<uint16_t*>(to));
 }
 
+// One vector of fp32 numbers from and to bf16 parameters and their masters.
 template <class V>
-void open_remainder(const bf16* param, const uint16_t* master, float* to, int64_t n) {
+struct Remainder {
   using U = typename WordsOf<V>::type;
+  static TT_INLINE V open(const bf16* p, const uint16_t* r) {
+    return join_remainder<V>(U::load16(reinterpret_cast<const uint16_t*>(p)), U::load16(r));
+  }
+  static TT_INLINE void close(V x, bf16* p, uint16_t* r) {
+    U upper, lower;
+    split_remainder(x, &upper, &lower);
+    upper.store16(reinterpret_cast<uint16_t*>(p));
+    lower.store16(r);
+  }
+};
+
+template <class V>
+struct Kahan {
+  static TT_INLINE V open(const bf16* p, const uint16_t* c) {
+    return V::load(p) + V::load(reinterpret_cast<const bf16*>(c));
+  }
+  static TT_INLINE void close(V x, bf16* p, uint16_t* c) {
+    x.store(p);
+    lost(x, V::load(p)).store(reinterpret_cast<bf16*>(c));
+  }
+};
+
+template <class V, class Master>
+void open_master(const bf16* param, const uint16_t* master, float* to, int64_t n) {
   for_whole_vectors<V>(
       n,
-      [](int64_t, const uint16_t* p, const uint16_t* r, float* out) {
-        join_remainder<V>(U::load16(p), U::load16(r)).store(out);
-      },
-      reinterpret_cast<const uint16_t*>(param), master, to);
+      [](int64_t, const bf16* p, const uint16_t* r, float* out) { Master::open(p, r).store(out); },
+      param, master, to);
+}
+
+template <class V, class Master>
+void close_master(const float* from, bf16* param, uint16_t* master, int64_t n) {
+  for_whole_vectors<V>(
+      n, [](int64_t, const float* x, bf16* p, uint16_t* r) { Master::close(V::load(x), p, r); },
+      from, param, master);
 }
 
 template <class V>
-void close_remainder(const float* from, bf16* param, uint16_t* master, int64_t n) {
-  using U = typename WordsOf<V>::type;
-  for_whole_vectors<V>(
-      n,
-      [](int64_t, const float* x, uint16_t* p, uint16_t* r) {
-        U upper, lower;
-        split_remainder(V::load(x), &upper, &lower);
-        upper.store16(p);
-        lower.store16(r);
-      },
-      from, reinterpret_cast<uint16_t*>(param), master);
-}
-
-template <class V>
-void open_kahan(const bf16* param, const uint16_t* master, float* to, int64_t n) {
-  for_whole_vectors<V>(
-      n,
-      [](int64_t, const bf16* p, const bf16* c, float* out) {
-        (V::load(p) + V::load(c)).store(out);
-      },
-      param, reinterpret_cast<const bf16*>(master), to);
-}
-
-template <class V>
-void close_kahan(const float* from, bf16* param, uint16_t* master, int64_t n) {
-  for_whole_vectors<V>(
-      n,
-      [](int64_t, const float* x, bf16* p, bf16* c) {
-        const V whole = V::load(x);
-        whole.store(p);
-        lost(whole, V::load(p)).store(c);
-      },
-      from, param, reinterpret_cast<bf16*>(master));
-}
-
-template <class V>
-OptimMemoryKernels optim_memory(OptimCodedFn (*coded)(tt_rule, int)) {
-  return {decode<V>,          encode<V>,     narrow_stochastic<V>, open_remainder<V>,
-          close_remainder<V>, open_kahan<V>, close_kahan<V>,       coded};
+OptimMemoryKernels optim_memory(OptimCodedFn (*coded)(tt_rule, int),
+                                OptimMasterFn (*master)(tt_rule, int, int)) {
+  return {decode<V>,
+          encode<V>,
+          narrow_stochastic<V>,
+          open_master<V, Remainder<V>>,
+          close_master<V, Remainder<V>>,
+          open_master<V, Kahan<V>>,
+          close_master<V, Kahan<V>>,
+          coded,
+          master};
 }
 
 }  // namespace

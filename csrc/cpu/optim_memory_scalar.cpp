@@ -2,6 +2,6 @@
 
 namespace trimtab {
 
-OptimMemoryKernels optim_memory_scalar() { return optim_memory<F32x1>(nullptr); }
+OptimMemoryKernels optim_memory_scalar() { return optim_memory<F32x1>(nullptr, nullptr); }
 
 }  // namespace trimtab

@@ -51,6 +51,10 @@ void make_shared(OptimJob& job) {
       s.typed_update = loop(variant, arithmetic_dtype(t));
       s.typed_tail = loop(tail, arithmetic_dtype(t));
       s.coded = job.memory.coded ? job.memory.coded(tt_rule(call.rule), variant) : nullptr;
+      for (const int kind : {TT_MASTER_KAHAN, TT_MASTER_REMAINDER}) {
+        const auto& master = job.memory.master;
+        s.master[kind] = master ? master(tt_rule(call.rule), variant, kind) : nullptr;
+      }
       s.probe = rule.probe ? loop(variant | rule.probe, TT_F32) : nullptr;
       s.states = rule.states(variant);
       s.sign = group.flags & TT_MAXIMIZE ? -1.0f : 1.0f;
