@@ -159,24 +159,28 @@ def test_instruction_sets_and_threads_agree(name: str, options: dict) -> None:
             assert_same(run(name, 3, **options), want)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"rounding": "stochastic"},
-        {"master": "kahan"},
-        {"master": "remainder"},
-        {"master": "remainder", "state_dtype": "int8", "rounding": "stochastic"},
-    ],
-    ids=ident,
+HALF: tuple[tuple[torch.dtype, dict[str, Any]], ...] = (
+    (torch.bfloat16, {}),
+    (torch.bfloat16, {"rounding": "stochastic"}),
+    (torch.bfloat16, {"master": "kahan"}),
+    (torch.bfloat16, {"master": "remainder"}),
+    (torch.bfloat16, {"master": "remainder", "state_dtype": "int8", "rounding": "stochastic"}),
+    (torch.float16, {}),
+    (torch.float16, {"state_dtype": torch.float32, "max_grad_norm": 1.0, "ema_decay": 0.9}),
+    (torch.float16, {"state_dtype": "int8", "rounding": "stochastic"}),
 )
-@pytest.mark.parametrize("name", ["AdamW", "SGD", "RMSprop", "LAMB"])
-def test_bf16_instruction_sets_agree(name: str, options: dict) -> None:
+
+
+@pytest.mark.parametrize(("dtype", "options"), HALF, ids=ident)
+@pytest.mark.parametrize("name", NAMES)
+def test_16_bit_instruction_sets_agree(name: str, dtype: torch.dtype, options: dict) -> None:
+    sizes = (1, 255, 4097, 9001)
     try:
         ops.set_isa("scalar")
-        want = run(name, 3, dtype=torch.bfloat16, **options)
+        want = run(name, 3, sizes, dtype, **options)
         for isa in ops.available_isas()[1:]:
             ops.set_isa(isa)
-            assert_same(run(name, 3, dtype=torch.bfloat16, **options), want)
+            assert_same(run(name, 3, sizes, dtype, **options), want)
     finally:
         ops.set_isa(None)
 
