@@ -41,7 +41,7 @@ from .optim_prepare import (
 from .optim_probe import REGISTERS, optim_probe_kernel
 from .optim_rules import RULES
 from .optim_table import TILE, OptimTable, make_table
-from .optim_update import EDGE, optim_update_kernel
+from .optim_update import EDGE, most_registers, optim_update_kernel
 
 NUM_WARPS = 4
 
@@ -124,6 +124,7 @@ def launch(made: OptimTable, call: Any, table: torch.Tensor, workspace: torch.Te
                 EDGE=EDGE,
                 num_warps=NUM_WARPS,
                 **tuning.EXACT,
+                **tuning.registers(most_registers(made.rule, made.kinds)),
             )
 
 

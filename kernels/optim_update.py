@@ -24,6 +24,7 @@ from .optim_prepare import dtype_of
 from .optim_rules import shrink, states_of, update
 from .optim_table import (
     BODY,
+    CODES,
     COPY_AT,
     GRAD,
     GRAD_KIND_AT,
@@ -33,13 +34,26 @@ from .optim_table import (
     NUMEL,
     ROW,
     SHIFT,
+    STATE_AT,
+    STOCHASTIC,
     TAILS,
     WIDE,
     field,
     has,
 )
 
+# Registers of a thread: four blocks of four warps on a multiprocessor; three where the search for codes
+# of several states needs more, and as many as it takes where that is by chance.
+REGISTERS, CODED_REGISTERS = 128, 168
 EDGE = 256  # elements: two a thread; a block of 8-bit states
+
+
+def most_registers(rule: str, kinds: tuple[int, ...]) -> int | None:
+    """What the compiler is told for an update of these kinds; None: nothing."""
+    states = [states_of(rule, kind & 31) if field(kind, STATE_AT) == CODES else 0 for kind in kinds]
+    if max(states, default=0) < 2:
+        return REGISTERS
+    return None if any(has(kind, STOCHASTIC) for kind in kinds) else CODED_REGISTERS
 
 
 @triton.jit

@@ -71,13 +71,13 @@ class Row(NamedTuple):
 EXACT = {"enable_fp_fusion": False}
 
 
-def registers(most: int) -> dict[str, Any]:
+def registers(most: int | None) -> dict[str, Any]:
     """The launch option for at most so many registers a thread, where it exists (NVIDIA).
 
     With a budget ptxas fills it. Without one it may aim at a block more on a multiprocessor, and then
     spills a value or two (8 bytes of stack at 96 or 128 registers).
     """
-    return {} if torch.version.hip else {"maxnreg": most}
+    return {} if torch.version.hip or most is None else {"maxnreg": most}
 
 
 # The table that serves a compute capability and those above it, highest first. "small" is for chips
