@@ -129,7 +129,8 @@ def swap_(
             those are exchanged for which it is true.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments. The float model
             is run on them once, with its buffers and all random states restored afterwards, and each
-            layer is measured on the shapes it saw; only what is faster is exchanged. Without them
+            layer is measured on the shapes it saw; only what is faster is exchanged. That takes 0.1 to
+            0.4 s for each distinct layer and shape, more where other processes disturb. Without them
             layers too small to gain are left alone by a fixed rule.
 
     Returns:
