@@ -44,21 +44,23 @@ TT_INLINE void update_coded_block(const typename Rule::Constants& c, float* p, c
   for (int k = 0; k < kStates; ++k) *scales[k] = finite_scale(bits_max_across(largest[k]));
 }
 
-template <class V, class Rule>
-TT_INLINE void encode_coded_block(const float (*floats)[kDynamicBlock], uint8_t* const* codes,
-                                  float* const* scales) {
+template <class V, class Rule, bool kStochastic>
+void encode_coded_block(const float (*floats)[kDynamicBlock], uint8_t* const* codes,
+                        float* const* scales, const RandomKey* keys, int64_t element) {
   for (int k = 0; k < Rule::kStates; ++k) {
-    const auto encode =
-        Rule::kSigns >> k & 1 ? encode_block<V, true, false> : encode_block<V, false, false>;
-    encode(floats[k], *scales[k], RandomKey{}, 0, codes[k], kDynamicBlock);
+    const auto encode = Rule::kSigns >> k & 1 ? encode_block<V, true, kStochastic>
+                                              : encode_block<V, false, kStochastic>;
+    const RandomKey key = kStochastic ? key_around(keys[k], element) : RandomKey{};
+    encode(floats[k], *scales[k], key, uint32_t(element), codes[k], kDynamicBlock);
   }
 }
 
 // A block is encoded after the next one's update, so that nothing waits for its scales.
 template <class V, class Rule>
 void update_coded(const void* constants, float* p, const float* g, uint8_t* const* codes,
-                  float* const* scales, int64_t n) {
+                  float* const* scales, const RandomKey* keys, int64_t element, int64_t n) {
   constexpr int kStates = Rule::kStates;
+  const auto encode = keys ? encode_coded_block<V, Rule, true> : encode_coded_block<V, Rule, false>;
   const typename Rule::Constants c = *static_cast<const typename Rule::Constants*>(constants);
   alignas(64) float floats[2][kStates][kDynamicBlock];
   uint8_t* code[2][kStates];
@@ -74,7 +76,10 @@ void update_coded(const void* constants, float* p, const float* g, uint8_t* cons
       }
       update_coded_block<V, Rule>(c, p + at, g + at, code[now], scale[now], floats[now]);
     }
-    if (i > 0) encode_coded_block<V, Rule>(floats[1 - now], code[1 - now], scale[1 - now]);
+    if (i > 0) {
+      const int64_t first = element + (i - 1) * kDynamicBlock;
+      encode(floats[1 - now], code[1 - now], scale[1 - now], keys, first);
+    }
   }
 }
 

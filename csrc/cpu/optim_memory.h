@@ -9,9 +9,11 @@
 
 namespace trimtab {
 
-// A rule on fp32 with 8-bit states, rounded to nearest: p, g, codes [n], n a multiple of kDynamicBlock.
+// A rule on fp32 with 8-bit states: p, g, codes [n], n a multiple of kDynamicBlock. keys: one a state, NULL
+// rounds to nearest; element: number of the first in its tensor.
 using OptimCodedFn = void (*)(const void* constants, float* p, const float* g,
-                              uint8_t* const* codes, float* const* scales, int64_t n);
+                              uint8_t* const* codes, float* const* scales, const RandomKey* keys,
+                              int64_t element, int64_t n);
 
 // A rule on bf16 parameters with a master, bf16 gradients and states: p, master, g, states [n], n a multiple
 // of kMasterLanes.
