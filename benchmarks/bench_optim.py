@@ -17,6 +17,7 @@ import harness
 import size_plot
 from harness import Table, Timing, geomean, interleave
 from optim_peers import (
+    ADAFACTOR,
     CASES,
     MUON,
     RULES,
@@ -40,11 +41,18 @@ MODELS = (
 ONE = (Model("1x16.7M", 1, (1 << 24,)),)
 MATRICES = (Model("4x2048x2048", 4, (2048, 2048)), Model("100x16x16", 100, (16, 16)))
 SQUARES = (Model("4x512x512", 4, (512, 512)), Model("100x16x16", 100, (16, 16)))
+FACTORED = (
+    *MATRICES,
+    Model("1x4096x4096", 1, (4096, 4096)),
+    Model("3x4096x4096", 3, (4096, 4096)),
+    Model("2000x64", 2000, (64,)),
+)
 # cases, models, seconds a line
 SECTIONS = (
     (CASES, MODELS, 4.0),
     (SMALL_STATE, ONE, 5.0),
     (RULES, MATRICES, 2.0),
+    ((ADAFACTOR,), FACTORED, 4.0),
     ((MUON,), SQUARES, 2.0),
 )
 QUICK = (Model("3x5000", 3, (50, 100)), Model("20x64", 20, (8, 8), apart=True))

@@ -110,8 +110,9 @@ RULES = (
     Case("Adamax", "Adamax", UNFUSED, traffic=ADAMW),
     Case("Lion", "Lion", ("bitsandbytes",), traffic=MOMENTUM),
     Case("LAMB", "LAMB", ()),
-    Case("Adafactor", "Adafactor", UNFUSED),
 )
+# Three passes over gradients, one that reads parameters and one that writes them.
+ADAFACTOR = Case("Adafactor", "Adafactor", UNFUSED, traffic=(5, 1, 0, 0))
 MUON = Case("Muon", "Muon", ("torch",))
 
 

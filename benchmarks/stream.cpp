@@ -32,6 +32,7 @@ void run(float* const* arrays, int count, int written, int64_t begin, int64_t en
   if (count == 2) return pass<2>(arrays, written, begin, end);
   if (count == 3) return pass<3>(arrays, written, begin, end);
   if (count == 4) return pass<4>(arrays, written, begin, end);
+  if (count == 5) return pass<5>(arrays, written, begin, end);
 }
 
 }  // namespace

@@ -40,7 +40,7 @@ void for_tiles(const Adafactor& a, const tt_parallel* parallel, int64_t first, i
   const int64_t start = a.offset[first], total = a.offset[last] - start;
   const tt_parallel pool = pool_or_serial(parallel, total >= kWorthThreads);
   const int64_t share = total / (int64_t(pool.threads) * 4) + 1;
-  const int64_t task = std::min(std::max(share, kMinTask), kTile);
+  const int64_t task = std::min(std::max(share, kMinTask), kMaxTask);
   const int64_t tasks = ceil_div(total, task);
   parallel_run(pool, tasks, [&](int64_t at) {
     const int64_t begin = start + (backwards ? tasks - 1 - at : at) * task;
@@ -79,7 +79,7 @@ void step_small(const Adafactor& a, const tt_parallel* parallel) {
   const int64_t total = a.offset[a.small];
   const tt_parallel pool = pool_or_serial(parallel, total >= kWorthThreads);
   const int64_t share = total / (int64_t(pool.threads) * 4) + 1;
-  const int64_t task = std::min(std::max(share, kMinTask), kTile);
+  const int64_t task = std::min(std::max(share, kMinTask), kMaxTask);
   parallel_run(pool, ceil_div(total, task), [&](int64_t at) {
     int64_t* const end = a.offset + a.small;
     int64_t* from = std::lower_bound(a.offset, end, at * task);
@@ -145,7 +145,7 @@ Item item_of(const Adafactor& a, int64_t index) {
   item.row_tiles = ceil_div(item.rows, kTileRows);
   item.column_tiles = ceil_div(item.columns, kTileColumns);
   item.tiles =
-      shape.batch ? shape.batch * item.row_tiles * item.column_tiles : ceil_div(t.numel, kTile);
+      shape.batch ? shape.batch * item.row_tiles * item.column_tiles : ceil_div(t.numel, kVectorTile);
   item.step = double(*t.step + 1.0f);
   item.sign = group.flags & TT_MAXIMIZE ? -1.0f : 1.0f;
   const double most = double(std::numeric_limits<float>::max());

@@ -9,8 +9,8 @@ namespace trimtab {
 
 // A column of a tile is at most 64 fp32 squares: its sum errs by less than 2^-18. 64 rows also keep what
 // a pass writes in sums of columns at a 64th of what it reads.
-constexpr int64_t kTileRows = 64, kTileColumns = 2048;
-constexpr int64_t kTile = kTileRows * kTileColumns;
+constexpr int64_t kTileRows = 64, kTileColumns = 4096;
+constexpr int64_t kVectorTile = 65536;
 // One tensor and its share of the working memory.
 struct Item {
   int64_t index;  // of the tensor

@@ -14,8 +14,8 @@ namespace {
 template <class Body>
 void for_blocks(const Item& item, int64_t numel, int64_t tile, Body&& body) {
   if (!item.is_matrix()) {
-    const int64_t end = std::min(numel, (tile + 1) * kTile);
-    for (int64_t at = tile * kTile; at < end; at += kOptimBlock)
+    const int64_t end = std::min(numel, (tile + 1) * kVectorTile);
+    for (int64_t at = tile * kVectorTile; at < end; at += kOptimBlock)
       body(at, 0, 1, at, std::min(end - at, kOptimBlock));
     return;
   }

@@ -87,7 +87,7 @@ class Adafactor(MatrixStep, torch.optim.Adafactor):
         on_cpu = all(p.device.type == "cpu" for g in self.param_groups for p in g["params"])
         if on_cpu:
             return FusedStep.step(self, closure)
-        if any(shards.is_sharded(p) for g in self.param_groups for p in g["params"]):
+        if shards.any_sharded(self.param_groups):
             raise RuntimeError(
                 "Adafactor: a DTensor on a GPU; its sums over whole rows and columns are added up on "
                 "CPUs only"
