@@ -79,6 +79,7 @@ class MatrixStep(FusedStep):
     def _gradients(self) -> dict[Tensor, Tensor]:
         """The gradients of this step, each fit for it; of DTensors this process's pieces."""
         name = type(self).__name__
+        sharded = shards.any_sharded(self.param_groups)
         found: dict[Tensor, Tensor] = {}
         for number, group in enumerate(self.param_groups):
             for at, param in enumerate(group["params"]):
@@ -87,11 +88,12 @@ class MatrixStep(FusedStep):
                 if grad is None:
                     continue
                 where = f"{name}: parameter {at} of group {number}"
-                if any(p.is_partial() for p in getattr(param, "placements", ())):
+                if sharded and any(p.is_partial() for p in getattr(param, "placements", ())):
                     raise RuntimeError(f"{where}: a DTensor whose pieces are still to be summed")
                 if param.is_complex():
                     raise RuntimeError(f"{name} does not support complex parameters ({where})")
-                if shards.local(grad).layout != torch.strided:
+                own = shards.local(grad) if sharded else grad
+                if own.layout != torch.strided:
                     raise RuntimeError(f"{name} does not support sparse gradients ({where})")
                 if param.dtype not in library.DTYPES or grad.dtype not in library.DTYPES:
                     raise RuntimeError(
@@ -103,13 +105,15 @@ class MatrixStep(FusedStep):
                         f"{where}: expected a gradient of shape {list(param.shape)} on "
                         f"{param.device}, got {list(grad.shape)} on {grad.device}"
                     )
-                found[param] = shards.piece(grad, param, f"{name}: gradient of {where}")
+                if sharded:
+                    own = shards.piece(grad, param, f"{name}: gradient of {where}")
+                found[param] = own
         return found
 
     def _factor(self, grads: dict[Tensor, Tensor]) -> float | None:
         """What the gradients are to be multiplied by; None: the step is skipped."""
         found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and any(map(shards.is_sharded, grads)):
+        if found_inf is not None and shards.any_sharded(self.param_groups):
             found_inf = shards.anywhere(found_inf, list(grads))
         if found_inf is not None and float(found_inf) != 0:
             return None
@@ -154,6 +158,8 @@ class MatrixStep(FusedStep):
         self, group: dict[str, Any], grads: dict[Tensor, Tensor], averages: dict[Tensor, Tensor]
     ) -> None:
         threshold = float(group["lr"]) * group.get("l1", 0.0)
+        if not (threshold > 0 or self._masks or self._copies or averages):
+            return
         for param in grads:
             piece = shards.local(param)
             if threshold > 0:

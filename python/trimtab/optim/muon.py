@@ -26,6 +26,9 @@ from .base import StepOptions
 from .matrix import MatrixStep, batches
 
 
+SMALL = 1 << 14  # elements of a matrix whose copies cost less than operations on it alone
+
+
 class Muon(MatrixStep, torch.optim.Muon):
     """``torch.optim.Muon`` with the options of :class:`StepOptions`.
 
@@ -78,13 +81,17 @@ class Muon(MatrixStep, torch.optim.Muon):
         for param, grad in grads.items():
             if "momentum_buffer" not in self.state[param]:
                 self.state[param]["momentum_buffer"] = shards.like(torch.zeros_like(grad), param)
-        for params in batches(grads, shards.is_sharded):
+        sharded = shards.any_sharded([group])
+        for params in batches(grads, shards.is_sharded) if sharded else batches(grads):
             own = [grads[param] for param in params]
-            states = [(self.state[param]["momentum_buffer"], param) for param in params]
-            buffers = [shards.piece(*state, "Muon: momentum_buffer") for state in states]
+            buffers = [self.state[param]["momentum_buffer"] for param in params]
+            if sharded:
+                buffers = [
+                    shards.piece(*pair, "Muon: momentum_buffer") for pair in zip(buffers, params)
+                ]
             # torch's own would normalize a bfloat16 buffer itself in place of a copy.
             spoils = not group["nesterov"] and buffers[0].dtype == torch.bfloat16
-            if len(params) > 1 or spoils or shards.is_sharded(params[0]):
+            if len(params) > 1 or spoils or sharded:
                 _step_together(group, params, own, buffers)
                 continue
             muon(
@@ -108,6 +115,21 @@ def _step_together(
 ) -> None:
     """torch's muon for several matrices of one shape."""
     lr = float(group["lr"])
+    decay = 1 - lr * group["weight_decay"]
+    step = -_adjust_lr(lr, group["adjust_lr_fn"], params[0].shape)
+    numbers = group["ns_coefficients"], group["ns_steps"], group["eps"]
+    wide = params[0].dtype == buffers[0].dtype == torch.float32
+    if wide and params[0].numel() <= SMALL and not shards.is_sharded(params[0]):
+        # One on top of the other: a copy costs less than an operation on each of many small ones.
+        grad = torch.stack(grads)
+        buffer = torch.stack(buffers).lerp_(grad, 1 - group["momentum"])
+        torch._foreach_copy_(buffers, buffer.unbind())
+        update = grad.lerp_(buffer, group["momentum"]) if group["nesterov"] else buffer
+        update = orthogonalize(update, *numbers)
+        param = torch.stack(params).mul_(decay).add_(update, alpha=step)
+        torch._foreach_copy_(params, param.unbind())
+        return
+    # In 16 bits torch rounds the last elements of a tensor, which fill no vector, otherwise.
     torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
     pieces = [shards.local(param) for param in params]
     if shards.is_sharded(params[0]):
@@ -116,10 +138,8 @@ def _step_together(
         update = torch.stack(buffers)
         if group["nesterov"]:
             update = torch.stack(grads).lerp_(update, group["momentum"])
-        numbers = group["ns_coefficients"], group["ns_steps"], group["eps"]
         updates = list(orthogonalize(update, *numbers))
-    torch._foreach_mul_(pieces, 1 - lr * group["weight_decay"])
-    step = -_adjust_lr(lr, group["adjust_lr_fn"], params[0].shape)
+    torch._foreach_mul_(pieces, decay)
     torch._foreach_add_(pieces, updates, alpha=step)
 
 

@@ -26,6 +26,13 @@ def is_sharded(tensor: Tensor) -> bool:
     return kind is not None and isinstance(tensor, kind)
 
 
+def any_sharded(param_groups: Iterable[dict[str, Any]]) -> bool:
+    kind = dtensor_class()
+    return kind is not None and any(
+        isinstance(param, kind) for group in param_groups for param in group["params"]
+    )
+
+
 def local(tensor: Any) -> Any:
     """The piece that this process holds; any other tensor is its own."""
     return tensor._local_tensor if is_sharded(tensor) else tensor
