@@ -25,7 +25,6 @@ from .adam import AdamW
 from .base import StepOptions
 from .matrix import MatrixStep, batches
 
-
 SMALL = 1 << 14  # elements of a matrix whose copies cost less than operations on it alone
 
 
