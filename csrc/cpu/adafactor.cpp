@@ -144,8 +144,8 @@ Item item_of(const Adafactor& a, int64_t index) {
   item.columns = shape.batch ? shape.columns : 0;
   item.row_tiles = ceil_div(item.rows, kTileRows);
   item.column_tiles = ceil_div(item.columns, kTileColumns);
-  item.tiles =
-      shape.batch ? shape.batch * item.row_tiles * item.column_tiles : ceil_div(t.numel, kVectorTile);
+  item.tiles = shape.batch ? shape.batch * item.row_tiles * item.column_tiles
+                           : ceil_div(t.numel, kVectorTile);
   item.step = double(*t.step + 1.0f);
   item.sign = group.flags & TT_MAXIMIZE ? -1.0f : 1.0f;
   const double most = double(std::numeric_limits<float>::max());
