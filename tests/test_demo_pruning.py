@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from trimtab import demo, demo_pruning, demo_pruning_page, demo_training, prune
+from trimtab.demo_figures import held_bytes, spread
 from trimtab.demo_page import columns
 
 needs_digits = pytest.mark.skipif(
@@ -119,5 +120,12 @@ def test_choice_names_what_stands_there() -> None:
 
 
 def test_spread() -> None:
-    assert demo_pruning.spread([3.0, 1.0, 2.0, 5.0, 4.0, 6.0]) == (2.0, 3.5, 5.0)
-    assert math.isclose(demo_pruning.spread([2.0])[1], 2.0)
+    assert spread([3.0, 1.0, 2.0, 5.0, 4.0, 6.0]) == (2.0, 3.5, 5.0)
+    assert math.isclose(spread([2.0])[1], 2.0)
+
+
+def test_held_bytes_counts_each_memory_once() -> None:
+    layer = nn.Linear(4, 8)
+    tied = nn.Sequential(layer, layer)
+    assert held_bytes(tied) == held_bytes([layer.weight, {"bias": layer.bias}]) == 4 * (32 + 8)
+    assert held_bytes(layer.weight, layer.weight.detach()[1:]) == 4 * 32

