@@ -112,7 +112,7 @@ gpu:
 	$(PYTHON) -m pytest -m gpu; code=$$?; \
 	if [ $$code -eq 5 ]; then echo "make gpu: NO GPU TEST EXISTS YET, so nothing was tested"; \
 	elif [ $$code -ne 0 ]; then failed=$$code; fi; \
-	$(PYTHON) -m trimtab bench cuda_int8 cuda_optim $(ARGS) || failed=$$?; \
+	$(PYTHON) -m trimtab bench cuda_int8 cuda_optim cuda_sparse $(ARGS) || failed=$$?; \
 	exit $$failed
 
 clean:

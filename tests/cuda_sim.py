@@ -209,6 +209,30 @@ class Sparse24Compressed(ctypes.Structure):
     )
 
 
+class Bitmap(ctypes.Structure):
+    """tt_bitmap of csrc/include/trimtab/bitmap_linear.h."""
+
+    _fields_ = (
+        ("values", ctypes.c_void_p),
+        ("dtype", ctypes.c_int),
+        ("bits", ctypes.c_void_p),
+        ("row_start", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+    )
+
+
+class BlockWeight(ctypes.Structure):
+    """tt_block_weight of csrc/include/trimtab/block_linear.h."""
+
+    _fields_ = (
+        ("values", ctypes.c_void_p),
+        ("dtype", ctypes.c_int),
+        ("crow", ctypes.c_void_p),
+        ("col", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("blocks", "bn", "bk", "N", "K")),
+    )
+
+
 class Simulator:
     """Calls of the kernels as on a GPU of that architecture; every launch is another shuffle.
 
@@ -225,9 +249,9 @@ class Simulator:
     ) -> None:
         self._library = ctypes.CDLL(str(library or build()))
         self._library.tt_last_error.restype = ctypes.c_char_p
-        for name in (
-            f"tt_{op}_cuda_workspace" for op in ("int8_mm", "int8_linear", "sparse24_linear")
-        ):
+        with_workspace = ("int8_mm", "int8_linear", "sparse24_linear")
+        with_workspace += ("bitmap_linear", "block_linear")
+        for name in (f"tt_{op}_cuda_workspace" for op in with_workspace):
             if hasattr(self._library, name):
                 getattr(self._library, name).restype = ctypes.c_int64
         self._library.simt_launches.restype = ctypes.c_int64
@@ -266,7 +290,7 @@ class Simulator:
             return ctypes.c_int64(argument)
         return argument
 
-    def _workspace(self, function: str, *sizes: int | torch.dtype) -> Tensor | None:
+    def _workspace(self, function: str, *sizes: object) -> Tensor | None:
         size = getattr(self._library, function)(*map(self._convert, sizes))
         if size == 0:
             return None
@@ -463,6 +487,62 @@ class Simulator:
         )
         return out.reshape(*x.shape[:-1], N)
 
+    def bitmap_linear(
+        self,
+        x: Tensor,
+        values: Tensor,
+        bitmap: Tensor,
+        row_start: Tensor,
+        weight_scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        activation: int = 0,
+    ) -> Tensor:
+        x2 = rows(x)
+        (M, K), N = x2.shape, bitmap.shape[0]
+        out = garbage(M, N, dtype=x.dtype)
+        epilogue = self._epilogue(weight_scale, bias, activation, out)
+        weight = Bitmap(
+            values.data_ptr(),
+            DTYPES[values.dtype],
+            bitmap.data_ptr(),
+            row_start.data_ptr(),
+            values.numel(),
+        )
+        space = self._workspace("tt_bitmap_linear_cuda_workspace", M, K, values.dtype)
+        operands = (x2, x2.dtype, stride(x2), ctypes.byref(weight), M, N, K)
+        self.call(
+            *("tt_bitmap_linear_cuda", *operands, ctypes.byref(epilogue), space, None),
+            reads=[x2, values, bitmap, row_start, weight_scale, bias],
+            writes=[out, space],
+        )
+        return out.reshape(*x.shape[:-1], N)
+
+    def block_linear(
+        self,
+        x: Tensor,
+        values: Tensor,
+        crow: Tensor,
+        col: Tensor,
+        weight_scale: Tensor | None,
+        bias: Tensor | None,
+        activation: int,
+        N: int,
+    ) -> Tensor:
+        x2 = rows(x)
+        M, K = x2.shape
+        out = garbage(M, N, dtype=x.dtype)
+        epilogue = self._epilogue(weight_scale, bias, activation, out)
+        parts = (values.data_ptr(), DTYPES[values.dtype], crow.data_ptr(), col.data_ptr())
+        weight = ctypes.byref(BlockWeight(*parts, *values.shape, N, K))
+        space = self._workspace("tt_block_linear_cuda_workspace", weight, M)
+        operands = (x2, x2.dtype, stride(x2), weight, M)
+        self.call(
+            *("tt_block_linear_cuda", *operands, ctypes.byref(epilogue), space, None),
+            reads=[x2, values, crow, col, weight_scale, bias],
+            writes=[out, space],
+        )
+        return out.reshape(*x.shape[:-1], N)
+
     def optim_step_table(self, call: ctypes.Structure) -> tuple[Tensor, Tensor]:
         """(table, workspace) for steps of that tt_optim_call; the workspace as garbage."""
         sizes = (ctypes.c_int64 * 2)()
@@ -521,7 +601,10 @@ def as_cpu(sim: Simulator) -> Iterator[None]:
         **{f"{op}.out": into_codes(getattr(sim, op)) for op in quantizers},
         **{
             f"{op}{overload}": getattr(sim, op)
-            for op in ("int8_mm", "int8_linear", "int8_weight_mm", "sparse24_linear")
+            for op in (
+                *("int8_mm", "int8_linear", "int8_weight_mm"),
+                *("sparse24_linear", "bitmap_linear"),
+            )
             for overload in ("", ".inference")
             if (op, overload) != ("int8_mm", ".inference")
         },

@@ -89,6 +89,41 @@ def _sparse24_shared(m: re.Match[str]) -> int:
     return stages * (128 * M + 64 * N + 16 * N)
 
 
+SPARSE_PRODUCT = {
+    "signed char": IMMA,
+    "bf16": r"HMMA\.16816\.F32\.BF16",
+    "fp16": r"HMMA\.16816\.F32$",
+}
+
+
+def _bitmap_block(m: re.Match[str]) -> tuple[int, int]:
+    """BitmapConfig<values, tiles of weight rows, tiles of tokens>: two tiles take a multiprocessor. Of
+    16-bit values with one tile an sm_90 holds three, for which the registers are bounded."""
+    if m["tiles"] == "2":
+        return 512, 1
+    return 256, 3 if m["type"] == "signed char" else 2
+
+
+def _block_shared(m: re.Match[str]) -> int:
+    """BlockTile<bn, tokens, warps along n, along m>: three stages of 128 bytes a row and token"""
+    N, M, _, _ = _numbers(m["tile"])
+    return 3 * 128 * (N + M)
+
+
+def _block_block(m: re.Match[str]) -> tuple[int, int]:
+    """With 128 tokens two fit an sm_80; an sm_90, for which the registers are bounded, holds 3 or 4."""
+    _, M, warps_n, warps_m = _numbers(m["tile"])
+    return 32 * warps_n * warps_m, 2 if M == 128 else 4
+
+
+def _bitmap_shared(m: re.Match[str]) -> int:
+    """64 words of bits a warp with their 12 bytes, values of so many columns, 12 and a count a row"""
+    rows, size = 16 * int(m["tiles"]), {"float": 4, "signed char": 1}.get(m["type"], 2)
+    words = (2 if size == 4 else 4) // int(m["tiles"])
+    warp = rows * (words * (64 * size + 12) + 16 + 12 + 4)
+    return _bitmap_block(m)[0] // 32 * warp + 64
+
+
 # Most threads a row: kMaxTeam of quantize_rows_kernel's sources.
 TEAMS = {"PlainSource": 1024, "SiluMulSource": 512, "RmsNormSource": 256}
 
@@ -141,6 +176,24 @@ KERNELS = (
         block=lambda m: (128, 5 if m["type"] == "signed char" else 6),
         opcodes=lambda m: (COPY_16 if m["aligned"] == "true" else LOAD_16, r"STG\.E\.128"),
         shared=lambda m: {"float": 4352, "unsigned short": 9216, "signed char": 20480}[m["type"]],
+    ),
+    Kernel(
+        r"block_mm_kernel<BlockTile<(?P<tile>[\d, ]+)>, (?P<type>signed char|bf16|fp16)>",
+        block=_block_block,
+        opcodes=lambda m: (SPARSE_PRODUCT[m["type"]], r"LDSM\.16\.M88\.4", COPY_16, r"STG\.E\.128"),
+        shared=_block_shared,
+    ),
+    Kernel(
+        r"block_finish_kernel<(int|float)>",
+        block=lambda m: (128, 4),
+        opcodes=lambda m: (LOAD_16, r"STG\.E\.128"),
+    ),
+    # Values by cp.async; float32 by fma
+    Kernel(
+        r"bitmap_mm_kernel<BitmapConfig<(?P<type>signed char|bf16|fp16|float), (?P<tiles>\d), \d> ?>",
+        block=_bitmap_block,
+        opcodes=lambda m: (SPARSE_PRODUCT.get(m["type"], "FFMA"), COPY_16, LOAD_16, "POPC"),
+        shared=_bitmap_shared,
     ),
     # 16 warps a multiprocessor
     Kernel(

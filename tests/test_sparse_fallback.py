@@ -36,16 +36,30 @@ def test_product(op, int8, dtype, generator) -> None:
         args = (x, *ops.bitmap_pack(weight), scale, bias, 4)
     else:
         args = (x, *ops.block_pack(weight, (16, 16), refuse_larger=False), scale, bias, 4, N)
-    got, want = IMPLEMENTATIONS[op](*args), getattr(torch.ops.trimtab, op)(*args)
+    got, want = IMPLEMENTATIONS[f"{op}.dense"](*args), getattr(torch.ops.trimtab, op)(*args)
     if int8:
         assert torch.equal(got, want)
     else:
         close(got, want)
 
 
-def test_gradients_of_blocks(generator) -> None:
-    values, crow, col = ops.block_pack(pruned(generator), (16, 16), refuse_larger=False)
-    x, grad = (torch.randn(M, size, generator=generator) for size in (K, N))
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("rows", [M, 33])
+def test_blocks_of_a_row_are_a_bitmap_weight(rows, int8, generator) -> None:
+    weight, scale = pruned(generator)[:, :80], None
+    if int8:
+        weight, scale = ops.quantize_int8(weight)
+    x = torch.randn(rows, 80, generator=generator)
+    args = (x, *ops.block_pack(weight, (1, 16), refuse_larger=False), scale, None, 1, N)
+    got = IMPLEMENTATIONS["block_linear.dense"](*args)
+    close(got, torch.ops.trimtab.block_linear(*args))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_of_blocks(dtype, generator) -> None:
+    weight = pruned(generator).to(dtype)
+    values, crow, col = ops.block_pack(weight, (16, 16), refuse_larger=False)
+    x, grad = (torch.randn(M, size, generator=generator).to(dtype) for size in (K, N))
     for name, args in {
         "block_grad_x": (grad, values, crow, col, K),
         "block_grad_values": (grad, x, crow, col, 16, 16),

@@ -113,6 +113,15 @@ TT_DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* shared_row) {
                : "memory");
 }
 
+// Four 8 x 8 matrices of 16-bit elements, each transposed: rows as in ldmatrix_x4; register i of lane 4 g + t
+// gets column g of rows 2 t (the lower half) and 2 t + 1 of matrix i.
+TT_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared_row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(shared_row))
+               : "memory");
+}
+
 // d[16 x 8] += a[16 x 32] b[8 x 32]^T in int8 with int32 sums, over a warp. Lane l = 4 g + t holds
 //   a[0..3]: bytes 4t.. of row g; of row g + 8; bytes 16 + 4t.. of row g; of row g + 8
 //   b[0..1]: bytes 4t.. and 16 + 4t.. of row g of b
@@ -125,18 +134,20 @@ TT_DEVICE void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// d[16 x 8] += a[16 x 16] b[8 x 16]^T in bf16 with fp32 sums, over a warp; products are exact, the sums
+// d[16 x 8] += a[16 x 16] b[8 x 16]^T in bf16 or fp16 with fp32 sums, over a warp; products are exact, the sums
 // keep no fixed order. Lane l = 4 g + t holds, the lower k in the lower half,
 //   a[0..3]: k 2t, 2t + 1 of row g; of row g + 8; k 2t + 8, 2t + 9 of row g; of row g + 8
 //   b[0..1]: k 2t, 2t + 1 and 2t + 8, 2t + 9 of row g of b
 //   d[0..3]: as mma_s8
-TT_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
+#define TT_MMA_16(name, type)                                                           \
+  TT_DEVICE void name(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {  \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                 \
+                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                       \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));   \
+  }
+TT_MMA_16(mma_bf16, "bf16")
+TT_MMA_16(mma_fp16, "f16")
 
 // d[16 x 8] += a[16 x 32] b[8 x 32]^T where a keeps two of every four adjacent elements of a row: a warp hands
 // over the kept ones as mma_bf16's a [16 x 16], and their positions, four bits a group of four (the lower

@@ -1,8 +1,10 @@
 // out [..., N] = bitmap_linear(x [..., K], values [kept], bitmap [N, 8 ceil(K/64)], row_start [N+1], ...)
 //
-// The overload "inference" is the same function without an autograd rule (see int8_linear.cpp).
+// The overload "inference" is the same function without an autograd rule (see int8_linear.cpp). "dense" is
+// implemented in Python: on a GPU through the dense weight, where rows are many (ops/sparse_fallback.py).
 #include <trimtab/bitmap_linear.h>
 
+#include "cuda.h"
 #include "sparse.h"
 
 namespace trimtab {
@@ -12,13 +14,12 @@ constexpr const char* kOp = "bitmap_linear";
 
 // The weight as the C interface takes it.
 tt_bitmap bitmap_of(const Tensor& values, const Tensor& bitmap, const Tensor& row_start,
-                    tt_dtype dtype, int64_t K) {
-  check_tensor(kOp, "bitmap", bitmap, ScalarType::Byte, 2);
+                    tt_dtype dtype, int64_t K, const Place& place) {
   const int64_t N = bitmap.sizes()[0];
   TT_CHECK(bitmap.sizes()[1] == tt_bitmap_row_bytes(K) && bitmap.is_contiguous(), kOp,
            ": expected a contiguous bitmap [N, ", tt_bitmap_row_bytes(K), "] for K=", K, ", got ",
            describe(bitmap));
-  check_tensor(kOp, "row_start", row_start, ScalarType::Long, 1);
+  check_tensor(kOp, "row_start", row_start, ScalarType::Long, 1, place);
   TT_CHECK(row_start.numel() == N + 1 && row_start.is_contiguous(), kOp,
            ": expected a contiguous row_start [N + 1=", N + 1, "], got ", describe(row_start));
   TT_CHECK(values.dim() == 1 && values.is_contiguous(), kOp,
@@ -27,19 +28,43 @@ tt_bitmap bitmap_of(const Tensor& values, const Tensor& bitmap, const Tensor& ro
           static_cast<const int64_t*>(row_start.const_data_ptr()), values.numel()};
 }
 
-Tensor bitmap_linear(const Tensor& x, const Tensor& values, const Tensor& bitmap,
-                     const Tensor& row_start, std::optional<Tensor> weight_scale,
-                     std::optional<Tensor> bias, int64_t activation) {
-  check_tensor(kOp, "bitmap", bitmap, ScalarType::Byte, 2);
-  const SparseArgs args(kOp, x, values, weight_scale, bias, activation, bitmap.sizes()[0]);
-  const Rows rows(x);
-  const tt_bitmap weight = bitmap_of(values, bitmap, row_start, args.values_dtype, rows.K);
+Tensor on_cpu(const Tensor& x, const SparseArgs& args, const tt_bitmap& weight, const Rows& rows) {
   const Tensor out = empty_rows(x, args.N, x.scalar_type());
   const tt_epilogue into = args.into(out);
   const tt_parallel pool = torch_pool();
   check_status(tt_bitmap_linear(rows.data, args.x_dtype, rows.row_stride, &weight, rows.M, args.N,
                                 rows.K, &into, &pool));
   return out;
+}
+
+Tensor on_cuda(const Tensor& x, const SparseArgs& args, const tt_bitmap& weight, const Rows& rows) {
+  const CudaCall call(kOp, args.place);
+  const Tensor out = empty_rows(x, args.N, x.scalar_type());
+  const tt_epilogue into = args.into(out);
+  const Workspace workspace(
+      call, call.library.bitmap_linear_workspace(rows.M, rows.K, args.values_dtype));
+  check_status(call.library.bitmap_linear(rows.data, args.x_dtype, rows.row_stride, &weight, rows.M,
+                                          args.N, rows.K, &into, workspace.data, call.stream));
+  return out;
+}
+
+bool is_aligned(const void* p, uintptr_t to) { return reinterpret_cast<uintptr_t>(p) % to == 0; }
+
+Tensor bitmap_linear(const Tensor& x, const Tensor& values, const Tensor& bitmap,
+                     const Tensor& row_start, std::optional<Tensor> weight_scale,
+                     std::optional<Tensor> bias, int64_t activation) {
+  const Place place = place_of(x);
+  check_tensor(kOp, "bitmap", bitmap, ScalarType::Byte, 2, place);
+  const SparseArgs args(kOp, x, values, weight_scale, bias, activation, bitmap.sizes()[0], place);
+  const Rows rows = place.is_cuda() ? cuda_rows(x) : Rows(x);
+  const tt_bitmap weight = bitmap_of(values, bitmap, row_start, args.values_dtype, rows.K, place);
+  if (!place.is_cuda()) return on_cpu(x, args, weight, rows);
+  const bool served = rows.M <= TT_BITMAP_LINEAR_CUDA_MAX_M && is_aligned(weight.values, 16) &&
+                      is_aligned(weight.bits, 8) && cuda_serves(kOp, place);
+  if (served) return on_cuda(x, args, weight, rows);
+  const auto results = call_overload("trimtab::bitmap_linear", "dense", x, values, bitmap,
+                                     row_start, weight_scale, bias, activation);
+  return torch::stable::detail::to<Tensor>(results[0]);
 }
 
 }  // namespace
@@ -51,9 +76,17 @@ TT_OPS(m) {
   m.def(
       "bitmap_linear.inference(Tensor x, Tensor values, Tensor bitmap, Tensor row_start, "
       "Tensor? weight_scale=None, Tensor? bias=None, int activation=0) -> Tensor");
+  m.def(
+      "bitmap_linear.dense(Tensor x, Tensor values, Tensor bitmap, Tensor row_start, "
+      "Tensor? weight_scale=None, Tensor? bias=None, int activation=0) -> Tensor");
 }
 
 TT_CPU_OPS(m) {
+  m.impl("bitmap_linear", TORCH_BOX(&bitmap_linear));
+  m.impl("bitmap_linear.inference", TORCH_BOX(&bitmap_linear));
+}
+
+TT_CUDA_OPS(m) {
   m.impl("bitmap_linear", TORCH_BOX(&bitmap_linear));
   m.impl("bitmap_linear.inference", TORCH_BOX(&bitmap_linear));
 }

@@ -1,16 +1,19 @@
 // out [..., N] = block_linear(x [..., K], values [blocks, bn, bk], crow [R + 1], col [blocks], ...) and the
 // two products of its backward
 //
-// The overload "inference" is the same function without an autograd rule (see int8_linear.cpp).
+// The overload "inference" is the same function without an autograd rule (see int8_linear.cpp). "dense" is
+// implemented in Python: what no kernel serves on a GPU (ops/sparse_fallback.py).
 #include <trimtab/block_linear.h>
 
+#include "cuda.h"
 #include "sparse.h"
 
 namespace trimtab {
 namespace {
 
-const int32_t* indices(const char* op, const char* name, const Tensor& tensor, int64_t count) {
-  check_tensor(op, name, tensor, ScalarType::Int, 1);
+const int32_t* indices(const char* op, const char* name, const Tensor& tensor, int64_t count,
+                       const Place& place) {
+  check_tensor(op, name, tensor, ScalarType::Int, 1, place);
   TT_CHECK(tensor.numel() == count && tensor.is_contiguous(), op, ": expected a contiguous ", name,
            " [", count, "] int32, got ", describe(tensor));
   return static_cast<const int32_t*>(tensor.const_data_ptr());
@@ -19,15 +22,15 @@ const int32_t* indices(const char* op, const char* name, const Tensor& tensor, i
 // The weight [N, K] as the C interface takes it; values of blocks bn x bk, or NULL.
 tt_block_weight block_weight(const char* op, const void* values, tt_dtype dtype, int64_t bn,
                              int64_t bk, const Tensor& crow, const Tensor& col, int64_t N,
-                             int64_t K) {
+                             int64_t K, const Place& place = Place::cpu()) {
   TT_CHECK(bn >= 1 && bk >= 1 && N >= 0 && K >= 0, op,
            ": expected blocks of at least 1 x 1 and N, K >= 0, got ", bn, " x ", bk, " for [", N,
            ", ", K, "]");
   const int64_t blocks = col.numel();
   return {values,
           dtype,
-          indices(op, "crow", crow, (N + bn - 1) / bn + 1),
-          indices(op, "col", col, blocks),
+          indices(op, "crow", crow, (N + bn - 1) / bn + 1, place),
+          indices(op, "col", col, blocks, place),
           blocks,
           bn,
           bk,
@@ -42,16 +45,44 @@ void check_values(const char* op, const Tensor& values, const Tensor& col) {
            "], got ", describe(col));
 }
 
+Tensor on_cuda(const Tensor& x, const SparseArgs& args, const tt_block_weight& weight,
+               const Rows& rows) {
+  const CudaCall call("block_linear", args.place);
+  const Tensor out = empty_rows(x, args.N, x.scalar_type());
+  const tt_epilogue into = args.into(out);
+  const Workspace workspace(call, call.library.block_linear_workspace(&weight, rows.M));
+  check_status(call.library.block_linear(rows.data, args.x_dtype, rows.row_stride, &weight, rows.M,
+                                         &into, workspace.data, call.stream));
+  return out;
+}
+
+// What block_linear.h says of CUDA devices.
+bool kernel_serves(const SparseArgs& args, const tt_block_weight& w, const Rows& rows) {
+  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+  const bool square = w.bn == w.bk && (w.bn == 16 || w.bn == 32 || w.bn == 64);
+  const bool int8 = w.dtype == TT_I8;
+  const bool x_aligned = int8 || (aligned(rows.data) && rows.row_stride % 8 == 0);
+  return square && w.dtype != TT_F32 && aligned(w.values) && x_aligned &&
+         cuda_serves("block_linear", args.place);
+}
+
 Tensor block_linear(const Tensor& x, const Tensor& values, const Tensor& crow, const Tensor& col,
                     std::optional<Tensor> weight_scale, std::optional<Tensor> bias,
                     int64_t activation, int64_t N) {
   constexpr const char* kOp = "block_linear";
+  const Place place = place_of(x);
   check_values(kOp, values, col);
-  const SparseArgs args(kOp, x, values, weight_scale, bias, activation, N);
-  const Rows rows(x);
+  const SparseArgs args(kOp, x, values, weight_scale, bias, activation, N, place);
+  const Rows rows = place.is_cuda() ? cuda_rows(x) : Rows(x);
   const tt_block_weight weight =
       block_weight(kOp, values.const_data_ptr(), args.values_dtype, values.sizes()[1],
-                   values.sizes()[2], crow, col, N, rows.K);
+                   values.sizes()[2], crow, col, N, rows.K, place);
+  if (place.is_cuda()) {
+    if (kernel_serves(args, weight, rows)) return on_cuda(x, args, weight, rows);
+    const auto results = call_overload("trimtab::block_linear", "dense", x, values, crow, col,
+                                       weight_scale, bias, activation, N);
+    return torch::stable::detail::to<Tensor>(results[0]);
+  }
   const Tensor out = empty_rows(x, N, x.scalar_type());
   const tt_epilogue into = args.into(out);
   const tt_parallel pool = torch_pool();
@@ -111,6 +142,9 @@ TT_OPS(m) {
   m.def(
       "block_linear.inference(Tensor x, Tensor values, Tensor crow, Tensor col, "
       "Tensor? weight_scale, Tensor? bias, int activation, int N) -> Tensor");
+  m.def(
+      "block_linear.dense(Tensor x, Tensor values, Tensor crow, Tensor col, "
+      "Tensor? weight_scale, Tensor? bias, int activation, int N) -> Tensor");
   m.def("block_grad_x(Tensor grad, Tensor values, Tensor crow, Tensor col, int K) -> Tensor");
   m.def(
       "block_grad_values(Tensor grad, Tensor x, Tensor crow, Tensor col, int bn, int bk) -> "
@@ -122,6 +156,11 @@ TT_CPU_OPS(m) {
   m.impl("block_linear.inference", TORCH_BOX(&block_linear));
   m.impl("block_grad_x", TORCH_BOX(&block_grad_x));
   m.impl("block_grad_values", TORCH_BOX(&block_grad_values));
+}
+
+TT_CUDA_OPS(m) {
+  m.impl("block_linear", TORCH_BOX(&block_linear));
+  m.impl("block_linear.inference", TORCH_BOX(&block_linear));
 }
 
 }  // namespace trimtab

@@ -67,6 +67,10 @@ Loaded load() {
   find(handle, "tt_silu_mul_quantize_int8_cuda", &library.silu_mul_quantize_int8, &found.problem);
   find(handle, "tt_rms_norm_quantize_int8_cuda", &library.rms_norm_quantize_int8, &found.problem);
   find(handle, "tt_sparse24_compress_cuda", &library.sparse24_compress, &found.problem);
+  find(handle, "tt_bitmap_linear_cuda", &library.bitmap_linear, &found.problem);
+  find(handle, "tt_bitmap_linear_cuda_workspace", &library.bitmap_linear_workspace, &found.problem);
+  find(handle, "tt_block_linear_cuda", &library.block_linear, &found.problem);
+  find(handle, "tt_block_linear_cuda_workspace", &library.block_linear_workspace, &found.problem);
   find(handle, "tt_sparse24_linear_cuda", &library.sparse24_linear, &found.problem);
   find(handle, "tt_sparse24_linear_cuda_workspace", &library.sparse24_linear_workspace,
        &found.problem);

@@ -2,6 +2,8 @@
 // serves a torch with CUDA and one without, so both are looked up at the first call.
 #pragma once
 #include <torch/csrc/stable/accelerator.h>
+#include <trimtab/bitmap_linear.h>
+#include <trimtab/block_linear.h>
 #include <trimtab/int8_linear.h>
 #include <trimtab/int8_weight_mm.h>
 #include <trimtab/quantize_int8.h>
@@ -29,6 +31,10 @@ struct CudaLibrary {
   decltype(&tt_silu_mul_quantize_int8_cuda) silu_mul_quantize_int8;
   decltype(&tt_rms_norm_quantize_int8_cuda) rms_norm_quantize_int8;
   decltype(&tt_sparse24_compress_cuda) sparse24_compress;
+  decltype(&tt_bitmap_linear_cuda) bitmap_linear;
+  decltype(&tt_bitmap_linear_cuda_workspace) bitmap_linear_workspace;
+  decltype(&tt_block_linear_cuda) block_linear;
+  decltype(&tt_block_linear_cuda_workspace) block_linear_workspace;
   decltype(&tt_sparse24_linear_cuda) sparse24_linear;
   decltype(&tt_sparse24_linear_cuda_workspace) sparse24_linear_workspace;
   AOTITorchError (*current_stream)(int32_t device, void** stream);

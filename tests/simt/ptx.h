@@ -126,6 +126,24 @@ TT_DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* shared_row, SIMT_WHERE)
   simt::meet_warp(~0u, mine, execute, "ldmatrix_x4", where);
 }
 
+TT_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared_row, SIMT_WHERE) {
+  simt::check_shared(shared_row, 16, where);
+  simt::check_aligned(shared_row, 16, "ldmatrix_x4_trans", where);
+  struct Operand {
+    const char* row;
+    uint32_t* r;
+  } mine = {static_cast<const char*>(shared_row), r};
+  const auto execute = [](simt::Operands<Operand> lane) {
+    for (int i = 0; i < 4; ++i)
+      for (int row = 0; row < 8; ++row)
+        for (int column = 0; column < 8; ++column) {
+          char* to = reinterpret_cast<char*>(&lane[4 * column + row / 2]->r[i]);
+          std::memcpy(to + row % 2 * 2, lane[8 * i + row]->row + 2 * column, 2);
+        }
+  };
+  simt::meet_warp(~0u, mine, execute, "ldmatrix_x4_trans", where);
+}
+
 // 16 int8 to two times 8 int16.
 TT_DEVICE void widen(__m128i (&to)[2], const int8_t* from) {
   const __m128i x = _mm_load_si128(reinterpret_cast<const __m128i*>(from));
@@ -189,18 +207,16 @@ TT_DEVICE void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&
 }
 
 // The order of a sum is the seed's, the same in all launches, as a device has one of its own.
-TT_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SIMT_WHERE) {
+template <class T>
+void mma_16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const char* name,
+            const simt::Where& where) {
   struct Operand {
     float* d;
     const uint32_t *a, *b;
   } mine = {d, a, b};
   const auto execute = [](simt::Operands<Operand> lane) {
     const auto element = [](const uint32_t* r, int first, int step, int k) {  // k of a lane's row
-      const uint32_t word = r[first + step * (k / 8)];
-      const uint32_t bits = k % 2 == 0 ? word << 16 : word & 0xffff0000u;
-      float x;
-      std::memcpy(&x, &bits, 4);
-      return x;
+      return to_float(T{static_cast<uint16_t>(r[first + step * (k / 8)] >> k % 2 * 16)});
     };
     for (int row = 0; row < 16; ++row)
       for (int column = 0; column < 8; ++column) {
@@ -212,7 +228,15 @@ TT_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&
         }
       }
   };
-  simt::meet_warp(~0u, mine, execute, "mma_bf16", where);
+  simt::meet_warp(~0u, mine, execute, name, where);
+}
+
+TT_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SIMT_WHERE) {
+  mma_16<bf16>(d, a, b, "mma_bf16", where);
+}
+
+TT_DEVICE void mma_fp16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SIMT_WHERE) {
+  mma_16<fp16>(d, a, b, "mma_fp16", where);
 }
 
 TT_DEVICE void named_barrier_sync(int id, int threads, SIMT_WHERE) {

@@ -5,6 +5,8 @@
 // memory was named to pretend_other_device), and the C interface of libtrimtab_cuda.so by the CPU kernels,
 // which get the plain weight packed for the call. A wrong stream, workspace or device is an error.
 #include <dlfcn.h>
+#include <trimtab/bitmap_linear.h>
+#include <trimtab/block_linear.h>
 #include <trimtab/int8_linear.h>
 #include <trimtab/int8_pack.h>
 #include <trimtab/int8_weight_mm.h>
@@ -180,6 +182,28 @@ tt_status tt_sparse24_compress_cuda(const void* weight, tt_dtype dtype, int64_t 
     std::memcpy(static_cast<char*>(out->values) + n * out->row_bytes, &values[size_t(n * row)],
                 size_t(row));
   return status;
+}
+
+int64_t tt_bitmap_linear_cuda_workspace(int64_t, int64_t, tt_dtype) { return kWorkspace; }
+
+tt_status tt_bitmap_linear_cuda(const void* x, tt_dtype x_dtype, int64_t x_stride,
+                                const tt_bitmap* weight, int64_t M, int64_t N, int64_t K,
+                                const tt_epilogue* epilogue, void* workspace, tt_stream stream) {
+  if (const tt_status status = check_call(stream)) return status;
+  if (const tt_status status = check_workspace(workspace)) return status;
+  if (M > TT_BITMAP_LINEAR_CUDA_MAX_M) return wrong("pretend: too many rows");
+  return tt_bitmap_linear(x, x_dtype, x_stride, weight, M, N, K, epilogue, nullptr);
+}
+
+int64_t tt_block_linear_cuda_workspace(const tt_block_weight*, int64_t) { return kWorkspace; }
+
+tt_status tt_block_linear_cuda(const void* x, tt_dtype x_dtype, int64_t x_stride,
+                               const tt_block_weight* weight, int64_t M,
+                               const tt_epilogue* epilogue, void* workspace, tt_stream stream) {
+  if (const tt_status status = check_call(stream)) return status;
+  if (const tt_status status = check_workspace(workspace)) return status;
+  if (weight->bn != weight->bk || weight->dtype == TT_F32) return wrong("pretend: no kernel");
+  return tt_block_linear(x, x_dtype, x_stride, weight, M, epilogue, nullptr);
 }
 
 int64_t tt_sparse24_linear_cuda_workspace(int64_t, int64_t, tt_dtype) { return kWorkspace; }

@@ -112,7 +112,9 @@ def cuda():
     want = plain.int8_weight_mm(*numpy(x, b, scale, zero), None, 8)
     same(ops.int8_weight_mm.inference(x, b, scale, zero, None, 8), want)
     sparse24()
-    assert not calls
+    bitmap()
+    blocks()
+    calls.clear()
     refusals()
     many_rows()
 
@@ -142,6 +144,61 @@ def sparse24():
         "expected weight_scale [N=20] float32 for int8 values": (x, values, metadata),
     }.items():
         expect_error(text, call, *args)
+
+
+def bitmap():
+    """Every second weight kept; above 32 rows and off 16 bytes the overload that unpacks."""
+    python_overload("bitmap_linear", "dense", lambda x, *rest: x.new_full((len(x), 20), 7.0))
+    scale, bias, dense = torch.rand(20), torch.randn(20), weight_of(20, 72).contiguous()
+    dense[:, ::2] = 0
+    values = dense[:, 1::2].reshape(-1).contiguous()
+    bits = torch.full((20, 16), 0xAA, dtype=torch.uint8)
+    bits[:, 9:] = 0
+    start = torch.arange(21) * 36
+    x = torch.randn(32, 72)
+    want = plain.int8_linear(*numpy(x, dense, scale, bias), "silu")
+    for overload in (ops.bitmap_linear.default, ops.bitmap_linear.inference):
+        same(overload(x, values, bits, start, scale, bias, 4), want)
+    assert not calls
+    shifted = torch.cat([values[:1], values])[1:]
+    for args in ((x[:1].expand(33, 72), values), (x, shifted)):
+        assert ops.bitmap_linear.default(*args, bits, start, scale).eq(7).all()
+    assert calls == [("bitmap_linear", "dense")] * 2
+    expect_error(
+        "expected a contiguous row_start [N + 1=21]", ops.bitmap_linear.default, x, values, bits,
+        start[:-1], scale,
+    )  # fmt: skip
+    pretend.pretend_other_device(start.data_ptr())
+    expect_error(
+        "expected row_start on cuda:0", ops.bitmap_linear.default, x, values, bits, start, scale
+    )
+    pretend.pretend_other_device(None)
+    calls.clear()
+
+
+def blocks():
+    """The block diagonal of 16 x 16; in float32 the overload that unpacks."""
+    python_overload("block_linear", "dense", lambda x, *rest: x.new_full((len(x), 48), 7.0))
+    scale, bias, values = torch.rand(48), torch.randn(48), weight_of(48, 16).view(3, 16, 16)
+    crow, col = torch.arange(4, dtype=torch.int32), torch.arange(3, dtype=torch.int32)
+    x, dense = torch.randn(5, 48), torch.block_diag(*values)
+    want = plain.int8_linear(*numpy(x, dense, scale, bias), "silu")
+    for overload in (ops.block_linear.default, ops.block_linear.inference):
+        same(overload(x, values, crow, col, scale, bias, 4, 48), want)
+    half = x.half()
+    same(
+        ops.block_linear.default(half, values.half(), crow, col, None, None, 0, 48),
+        plain.block_linear(*numpy(half, values.half(), crow, col), N=48),
+    )
+    assert not calls
+    for a, b in ((x, values.float()), (half[:, 1:].contiguous()[:, :47], values.half())):
+        assert ops.block_linear.default(a, b, crow, col, None, None, 0, 48).eq(7).all()
+    assert calls == [("block_linear", "dense")] * 2
+    pretend.pretend_other_device(col.data_ptr())
+    args = (x, values, crow, col, scale, None, 0, 48)
+    expect_error("expected col on cuda:0", ops.block_linear.default, *args)
+    pretend.pretend_other_device(None)
+    calls.clear()
 
 
 def refusals():

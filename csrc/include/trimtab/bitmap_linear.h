@@ -34,6 +34,18 @@ TT_API tt_status tt_bitmap_linear(const void* x, tt_dtype x_dtype, int64_t x_str
                                   const tt_bitmap* weight, int64_t M, int64_t N, int64_t K,
                                   const tt_epilogue* epilogue, const tt_parallel* parallel);
 
+/* The same on a CUDA device, for few rows, where reading the weight is the cost:
+ * M <= TT_BITMAP_LINEAR_CUDA_MAX_M, more is TT_UNSUPPORTED. values aligned to 16 bytes, bits to 8. Whatever
+ * bits and row_start hold, nothing outside of values is read.
+ * workspace: tt_bitmap_linear_cuda_workspace(M, K, dtype) bytes, aligned to 256; NULL where that is 0.
+ * Two launches with int8 values, one otherwise. */
+#define TT_BITMAP_LINEAR_CUDA_MAX_M 32
+TT_API int64_t tt_bitmap_linear_cuda_workspace(int64_t M, int64_t K, tt_dtype values_dtype);
+TT_API tt_status tt_bitmap_linear_cuda(const void* x, tt_dtype x_dtype, int64_t x_stride,
+                                       const tt_bitmap* weight, int64_t M, int64_t N, int64_t K,
+                                       const tt_epilogue* epilogue, void* workspace,
+                                       tt_stream stream);
+
 #ifdef __cplusplus
 }
 #endif

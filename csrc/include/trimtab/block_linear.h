@@ -30,6 +30,17 @@ TT_API tt_status tt_block_linear(const void* x, tt_dtype x_dtype, int64_t x_stri
                                  const tt_block_weight* weight, int64_t M,
                                  const tt_epilogue* epilogue, const tt_parallel* parallel);
 
+/* On a CUDA device: blocks of 16 x 16, 32 x 32 and 64 x 64 in bf16, fp16 and int8, others are TT_UNSUPPORTED, as
+ * are values or float rows of x that are not aligned to 16 bytes. Whatever crow and col hold, nothing outside
+ * the operands is read.
+ * workspace: tt_block_linear_cuda_workspace(weight, M) bytes, aligned to 256, its contents are not kept; NULL
+ * where that is 0. It serves one call at a time. */
+TT_API int64_t tt_block_linear_cuda_workspace(const tt_block_weight* weight, int64_t M);
+TT_API tt_status tt_block_linear_cuda(const void* x, tt_dtype x_dtype, int64_t x_stride,
+                                      const tt_block_weight* weight, int64_t M,
+                                      const tt_epilogue* epilogue, void* workspace,
+                                      tt_stream stream);
+
 /* grad_x [M, K] (rows K apart) = grad [M, N] times the weight; all of weight->dtype, a float one. */
 TT_API tt_status tt_block_grad_x(const void* grad, int64_t grad_stride,
                                  const tt_block_weight* weight, int64_t M, void* grad_x,

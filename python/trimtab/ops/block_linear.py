@@ -40,7 +40,9 @@ def block_linear(
     weights alone leaves no NaN. bfloat16 on AMX takes subnormals as zero. With int8 values ``x`` is
     quantized row by row and the result has the bits of int8_linear with the dense weight.
 
-    On a GPU it goes through the dense weight (ops/sparse_fallback.py), where 0 * Inf is evaluated.
+    On a GPU blocks of 16 x 16, 32 x 32 and 64 x 64 in bfloat16, float16 and int8 have a kernel, whose
+    order of a float sum is the same in every run; the others and the gradients go through other ops
+    (ops/sparse_fallback.py), some of which evaluate 0 * Inf.
 
     Gradients flow to ``x``, float ``values`` (kept blocks alone) and ``bias``; int8 values have none,
     and ``x`` then gets the one through the dequantized weight. Under autocast ``x`` and float
@@ -239,8 +241,8 @@ def _check_fake_weight(
     )
 
 
-library.register_fake("trimtab::block_linear")(_fake)
-library.register_fake("trimtab::block_linear.inference")(_fake)
+for _overload in ("", ".inference", ".dense"):
+    library.register_fake(f"trimtab::block_linear{_overload}")(_fake)
 
 
 @library.register_fake("trimtab::block_grad_x")

@@ -1,0 +1,193 @@
+"""The sparse products on a GPU: bitmap decode and block-sparse layers against cuBLAS bf16, in one run.
+
+    python benchmarks/bench_cuda_sparse.py [--quick] [--device cuda] [--only decode blocks]
+
+decode  bitmap_linear, bf16 and int8 values, M = 1 ... 32, against nn.Linear in bf16; beside it the time
+        that the bytes alone take at the copy bandwidth measured in the same rounds
+blocks  block_linear, bf16 and int8 values, blocks of 16, 32 and 64, many rows
+
+Every turn finds L2 cold (gpu.py). Writes <device>.csv: every figure, the bars of the project and what
+came of them, losses too. Where torch sees no GPU it measures nothing and says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gpu
+import harness
+import torch
+from gpu import Gpu, Table
+from torch import Tensor
+from torch.nn.functional import linear
+
+from trimtab import ops
+
+DECODE = ((4096, 4096), (11008, 4096))  # N, K
+DECODE_ROWS = (1, 2, 4, 8, 16, 32)
+SPARSITIES = (0.5, 0.7, 0.9)
+DECODE_BARS = {0.5: 1.5, 0.7: 2.1, 0.9: 3.5}  # x cuBLAS bf16, M <= 16
+BLOCKS = ((4096, 4096), (11008, 4096))
+BLOCK_ROWS = (1, 16, 256, 2048, 8192)
+BLOCK_BAR = 5.0  # 64 x 64, 90 %, M = 8192
+FAILURES: list[str] = []  # shapes whose result was wrong
+CUBLAS = "cuBLAS bf16"
+
+
+@dataclass
+class Weight:
+    """A pruned weight: dense bf16, and for each name a call of our op and the bytes it has to read."""
+
+    dense: Tensor
+    forms: dict[str, tuple[Callable[[Tensor], Tensor], int]]
+
+
+def main() -> int:
+    parser = harness.parser(__doc__.partition("\n")[0])
+    parser.add_argument("--device", default="cuda", help="cpu: only to see whether it works")
+    parser.add_argument("--only", nargs="+", choices=tuple(SECTIONS))
+    parser.add_argument(
+        "--seconds", type=float, default=0.3, help="of rounds a shape (%(default)s)"
+    )
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("not measured: torch sees no GPU")
+        return 0
+    if options.device == "cuda" and (problem := ops.backend.cuda_problem()):
+        print(f"bench_cuda_sparse: CUDA C++ does not answer here: {problem}", file=sys.stderr)
+        return 1
+    harness.start(options)
+    table, device = Table(options.device, options.out), Gpu(options.device)
+    table.path = table.path.with_name(f"sparse-{table.path.name}")
+    print(", ".join(f"{key} {value}" for key, value in table.stamp.items()), flush=True)
+    for name in options.only or SECTIONS:
+        SECTIONS[name](device, table, options)
+        table.write()  # after each: what was measured survives what follows
+    for failure in FAILURES:
+        print(f"NOT TIMED: {failure}", file=sys.stderr)
+    return 1 if FAILURES else 0
+
+
+def size_of(*tensors: Tensor) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def pruned(N: int, K: int, block: int, sparsity: float, device: torch.device) -> Tensor:
+    """bf16 [N, K], a random share of its blocks kept."""
+    keep = torch.rand(-(-N // block), -(-K // block), device=device) >= sparsity
+    keep = keep.repeat_interleave(block, 0).repeat_interleave(block, 1)[:N, :K]
+    return (torch.randn(N, K, device=device) / K**0.5).bfloat16() * keep
+
+
+def bitmap_weight(N: int, K: int, sparsity: float, device: torch.device) -> Weight:
+    dense = pruned(N, K, 1, sparsity, device)
+    codes, scale = ops.quantize_int8(dense)
+    op = torch.ops.trimtab.bitmap_linear.inference
+    forms: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {}
+    for name, parts, s in (
+        ("bitmap bf16", ops.bitmap_pack(dense), None),
+        ("bitmap int8", ops.bitmap_pack(codes, dense != 0), scale),
+    ):
+        forms[name] = (lambda x, parts=parts, s=s: op(x, *parts, s), size_of(*parts[:2]))
+    return Weight(dense, forms)
+
+
+def block_weight(N: int, K: int, block: int, sparsity: float, device: torch.device) -> Weight:
+    dense = pruned(N, K, block, sparsity, device)
+    codes, scale = ops.quantize_int8(dense)
+    op = torch.ops.trimtab.block_linear.inference
+    forms: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {}
+    for name, weight, s in (("bf16", dense, None), ("int8", codes, scale)):
+        parts = ops.block_pack(weight, (block, block), refuse_larger=False)
+        forms[f"block {block} {name}"] = (
+            lambda x, parts=parts, s=s: op(x, *parts, s, None, 0, N),
+            size_of(*parts),
+        )
+    return Weight(dense, forms)
+
+
+def compare(
+    device: Gpu, table: Table, section: str, weight: Weight, M: int, seconds: float, **extra: Any
+) -> dict[str, harness.Timing]:
+    """All forms of the weight and cuBLAS in the same rounds; those that are wrong are left out."""
+    N, K = weight.dense.shape
+    x = torch.randn(M, K, device=device.device).bfloat16()
+    want = linear(x[:64].float(), weight.dense.float())
+    calls: dict[str, gpu.Call] = {CUBLAS: lambda: linear(x, weight.dense)}
+    for name, (call, _) in weight.forms.items():
+        error = (call(x)[:64].float() - want).norm() / want.norm().clamp(min=1e-30)
+        if float(error) < (0.03 if "int8" in name else 0.01):
+            calls[name] = lambda call=call: call(x)
+        else:
+            FAILURES.append(f"{name} at M,K,N={M},{K},{N}: error {float(error):.3g}")
+    times = device.interleave(calls, seconds)
+    for name, value in times.items():
+        table.add(section, name, (M, K, N), value, **extra)
+    return times
+
+
+def judge(table: Table, what: str, value: float, bar: float) -> None:
+    met = value >= bar
+    print(f"{'met ' if met else 'MISSED'} {what}: {value:.3g}, bar {bar}", flush=True)
+    table.add("bars", "trimtab", ("", "", ""), value, metric=what, unit="", bar=bar, met=met)
+
+
+def copy_rate(device: Gpu, quick: bool) -> float:
+    """Bytes a microsecond, read and written."""
+    source = torch.empty(1 << (16 if quick else 28), dtype=torch.int8, device=device.device)
+    target = torch.empty_like(source)
+    time = device.interleave({"copy": lambda: target.copy_(source)}, 0.02)["copy"].median
+    return 2 * source.numel() / time
+
+
+def bench_decode(device: Gpu, table: Table, options: argparse.Namespace) -> None:
+    rate = copy_rate(device, options.quick)
+    for sparsity in SPARSITIES:
+        worst = float("inf")
+        for N, K in ((48, 64),) if options.quick else DECODE:
+            weight = bitmap_weight(N, K, sparsity, device.device)
+            for M in (1, 9) if options.quick else DECODE_ROWS:
+                seconds = 0.01 if options.quick else options.seconds
+                times = compare(device, table, "decode", weight, M, seconds, sparsity=sparsity)
+                line = f"decode {M},{K},{N} {sparsity:.0%} cuBLAS {times[CUBLAS].median:7.1f} us"
+                for name, (_, size) in weight.forms.items():
+                    if name not in times:
+                        continue
+                    mine = times[name].median
+                    line += f"; {name} {mine:.1f} us, x {times[CUBLAS].median / mine:.2f}, "
+                    line += f"{size / rate / mine:.0%} of the floor"
+                    if name == "bitmap bf16" and M <= 16:
+                        worst = min(worst, times[CUBLAS].median / mine)
+                print(line, flush=True)
+        judge(
+            table, f"bitmap decode, {sparsity:.0%}, worst of M <= 16", worst, DECODE_BARS[sparsity]
+        )
+
+
+def bench_blocks(device: Gpu, table: Table, options: argparse.Namespace) -> None:
+    for block in (16, 32, 64):
+        for N, K in ((128, 64),) if options.quick else BLOCKS:
+            weight = block_weight(N, K, block, 0.5 if options.quick else 0.9, device.device)
+            for M in (1, 40) if options.quick else BLOCK_ROWS:
+                seconds = 0.01 if options.quick else options.seconds
+                times = compare(device, table, "blocks", weight, M, seconds, block=block)
+                line = f"blocks {block} {M},{K},{N} cuBLAS {times[CUBLAS].median:7.1f} us"
+                for name in weight.forms:
+                    if name in times:
+                        ratio = times[CUBLAS].median / times[name].median
+                        line += f"; {name} {times[name].median:.1f} us, x {ratio:.2f}"
+                print(line, flush=True)
+            name = "block 64 bf16"
+            if block == 64 and name in times:
+                ratio = times[CUBLAS].median / times[name].median
+                judge(table, f"block 64 x 64, 90 %, M = {M}, {K}x{N}", ratio, BLOCK_BAR)
+
+
+SECTIONS = {"decode": bench_decode, "blocks": bench_blocks}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+// block_linear on a CUDA device: checks, the choice of tile and parts, and with int8 values quantize_int8 first.
+//
+// Workspace, each part a multiple of 256 bytes: for int8 values q [M, K] int8 in rows of round_up(K, 16) bytes
+// and scale [M] fp32; where a row of blocks is several blocks' work, their sums [parts][M][width].
+#include <trimtab/block_linear.h>
+
+#include "cuda/block_mm.cuh"
+#include "cuda/sparse_check.cuh"
+
+namespace trimtab {
+namespace {
+
+constexpr const char* kOp = "block_linear";
+constexpr int64_t kFewTokens = 32;  // up to here a tile has 32 tokens, else 128
+constexpr int64_t kWantedTiles = 512, kMostParts = 16;
+
+bool served(const tt_block_weight& w) {
+  return w.bn == w.bk && (w.bn == 16 || w.bn == 32 || w.bn == 64) &&
+         (w.dtype == TT_BF16 || w.dtype == TT_F16 || w.dtype == TT_I8);
+}
+
+bool sizes_valid(const tt_block_weight& w, int64_t M) {
+  return M > 0 && M <= kMostSize && w.N > 0 && w.N <= kMostSize && w.K >= 0 &&
+         w.K <= (w.dtype == TT_I8 ? TT_INT8_MAX_K : kMostSize) && w.blocks >= 0 &&
+         w.blocks <= INT32_MAX - 64;
+}
+
+// Of a row of blocks: so many that the tiles fill a GPU, a step at least each on average. Not asked of the
+// device: the order of a sum would be the device's.
+int64_t parts_of(const tt_block_weight& w, int64_t M) {
+  const int64_t rows = ceil_div(w.N, w.bn), tiles = rows * ceil_div(M, M <= kFewTokens ? 32 : 128);
+  const int64_t steps = w.blocks * w.bk * dtype_bytes(w.dtype) / (128 * rows);
+  const int64_t wanted = kWantedTiles / tiles, most = steps < kMostParts ? steps : kMostParts;
+  const int64_t parts = wanted < most ? wanted : most;
+  return parts < 1 ? 1 : parts;
+}
+
+int64_t partial_bytes(const tt_block_weight& w, int64_t M) {
+  const int64_t parts = parts_of(w, M);
+  return parts == 1 ? 0 : round_up(parts * M * round_up(w.N, w.bn) * 4, 256);
+}
+
+template <class T, class Tile>
+tt_status launch_tile(const BlockParams& p, tt_stream stream) {
+  const int64_t rows = ceil_div(p.epilogue.N, Tile::BLOCK_N);
+  const LaunchShape shape = {
+      dim3(unsigned(rows), unsigned(ceil_div(p.epilogue.M, Tile::BLOCK_M)), unsigned(p.parts)),
+      dim3(Tile::kThreads), Tile::kSharedBytes};
+  const tt_status status = launch(kOp, block_mm_kernel<Tile, T>, shape, p, stream);
+  if (status != TT_OK || p.parts == 1) return status;
+  const int64_t width = rows * Tile::BLOCK_N;
+  const BlockFinishParams finish = {p.partial, p.parts, int32_t(width), p.epilogue};
+  const LaunchShape finish_shape = {
+      dim3(unsigned(ceil_div(width, 128 * kGroup)), unsigned(p.epilogue.M)), dim3(128), 0};
+  return launch(kOp, block_finish_kernel<BlockSum<T>>, finish_shape, finish, stream);
+}
+
+template <class T>
+tt_status launch_typed(const BlockParams& p, int64_t bn, tt_stream stream) {
+  if (p.epilogue.M <= kFewTokens) switch (bn) {
+      case 16: return launch_tile<T, BlockTile<16, 32, 1, 2>>(p, stream);
+      case 32: return launch_tile<T, BlockTile<32, 32, 2, 2>>(p, stream);
+      default: return launch_tile<T, BlockTile<64, 32, 4, 1>>(p, stream);
+    }
+  switch (bn) {
+    case 16: return launch_tile<T, BlockTile<16, 128, 1, 4>>(p, stream);
+    case 32: return launch_tile<T, BlockTile<32, 128, 1, 4>>(p, stream);
+    default: return launch_tile<T, BlockTile<64, 128, 2, 2>>(p, stream);
+  }
+}
+
+tt_status check(const void* x, tt_dtype x_dtype, int64_t x_stride, const tt_block_weight& w,
+                int64_t M, const tt_epilogue* epilogue, const void* workspace) {
+  const tt_status status =
+      check_sparse_cuda(kOp, x, x_dtype, x_stride, w.dtype, M, w.N, w.K, epilogue);
+  if (status != TT_OK || M == 0 || w.N == 0) return status;
+  if (!served(w))
+    return set_error(TT_UNSUPPORTED,
+                     "%s: expected blocks of 16 x 16, 32 x 32 or 64 x 64 in bfloat16, float16 or "
+                     "int8 on a CUDA device, got %lld x %lld of dtype %d",
+                     kOp, (long long)w.bn, (long long)w.bk, int(w.dtype));
+  if (!sizes_valid(w, M) || ceil_div(M, 128) > 65535)
+    return set_error(TT_UNSUPPORTED,
+                     "%s: expected at most 8388480 rows and 2^31 - 65 blocks, got "
+                     "M=%lld and %lld",
+                     kOp, (long long)M, (long long)w.blocks);
+  if (w.crow == nullptr || (w.blocks > 0 && (w.col == nullptr || w.values == nullptr)))
+    return set_error(TT_INVALID_ARGUMENT, "%s: values, crow or col is NULL", kOp);
+  if (reinterpret_cast<uintptr_t>(w.values) % 16 != 0 ||
+      (w.dtype != TT_I8 && w.K > 0 &&
+       (reinterpret_cast<uintptr_t>(x) % 16 != 0 ||
+        (M > 1 && x_stride * dtype_bytes(x_dtype) % 16 != 0))))
+    return set_error(
+        TT_UNSUPPORTED,
+        "%s: expected values and float rows of x aligned to 16 bytes, got %p, %p and a "
+        "stride of %lld elements",
+        kOp, w.values, x, (long long)x_stride);
+  return check_workspace(kOp, workspace, tt_block_linear_cuda_workspace(&w, M));
+}
+
+}  // namespace
+}  // namespace trimtab
+
+using namespace trimtab;
+
+int64_t tt_block_linear_cuda_workspace(const tt_block_weight* weight, int64_t M) {
+  if (weight == nullptr || weight->bn < 1 || weight->bk < 1 || !sizes_valid(*weight, M)) return 0;
+  return quantized_bytes(M, weight->K, weight->dtype) + partial_bytes(*weight, M);
+}
+
+tt_status tt_block_linear_cuda(const void* x, tt_dtype x_dtype, int64_t x_stride,
+                               const tt_block_weight* weight, int64_t M,
+                               const tt_epilogue* epilogue, void* workspace, tt_stream stream) {
+  if (weight == nullptr)
+    return set_error(TT_INVALID_ARGUMENT, "%s: expected a weight, got NULL", kOp);
+  const tt_block_weight& w = *weight;
+  tt_status status = check(x, x_dtype, x_stride, w, M, epilogue, workspace);
+  if (status != TT_OK || M == 0 || w.N == 0) return status;
+  const int64_t size = dtype_bytes(w.dtype);
+  BlockParams p = {};
+  p.x = static_cast<const char*>(x);
+  p.x_stride = M > 1 ? x_stride * size : 0;
+  p.values = static_cast<const char*>(w.values);
+  p.crow = w.crow;
+  p.col = w.col;
+  p.blocks = int32_t(w.blocks);
+  p.columns = int32_t(ceil_div(w.K, w.bk));
+  p.row_bytes = int32_t(w.bk * size);
+  p.x_bytes = int32_t(w.K * size);
+  p.parts = int32_t(parts_of(w, M));
+  p.partial = static_cast<char*>(workspace) + quantized_bytes(M, w.K, w.dtype);
+  const float* a_scale = nullptr;
+  if (w.dtype == TT_I8) {
+    const QuantizedX q = quantized_x(workspace, M, w.K);
+    status = launch_quantize_x(kOp, x, x_dtype, x_stride, M, w.K, q, stream);
+    if (status != TT_OK) return status;
+    p.x = reinterpret_cast<const char*>(q.codes);
+    p.x_stride = q.stride;
+    a_scale = q.scale;
+  }
+  p.epilogue = epilogue_params(a_scale, M, w.N, *epilogue);
+  switch (w.dtype) {
+    case TT_BF16: return launch_typed<bf16>(p, w.bn, stream);
+    case TT_F16: return launch_typed<fp16>(p, w.bn, stream);
+    default: return launch_typed<int8_t>(p, w.bn, stream);
+  }
+}

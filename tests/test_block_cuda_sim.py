@@ -1,0 +1,135 @@
+"""block_linear's CUDA kernel in the simulator: float64 and the CPU's int8 bits, corrupt weights, bad input."""
+
+import cases
+import cuda_sim
+import pytest
+import torch
+
+from trimtab import ops
+
+DTYPES = (torch.bfloat16, torch.float16, torch.int8)
+# (M, N, K, share of blocks kept): no rows, no columns, no blocks; ends of tiles in every direction; many steps,
+# which parts share; 33 rows and more take the tiles of 128 tokens.
+SHAPES = [
+    (0, 5, 64, 0.5),
+    (5, 40, 0, 0.5),
+    (5, 40, 128, 0.0),
+    (1, 64, 8, 1.0),
+    (17, 70, 200, 0.5),
+    (3, 64, 1024, 0.7),
+    (33, 100, 136, 0.6),
+    (130, 129, 72, 0.6),
+]
+
+
+def blocks(N: int, K: int, size: int, kept: float, generator: torch.Generator) -> torch.Tensor:
+    """A weight of blocks, its first row of blocks empty where there are more."""
+    rows, columns = -(-N // size), -(-K // size)
+    mask = torch.rand(rows, columns, generator=generator) < kept
+    if rows > 1:
+        mask[0] = False
+    mask = mask.repeat_interleave(size, 0).repeat_interleave(size, 1)
+    return torch.randn(N, K, generator=generator) * mask[:N, :K]
+
+
+def operands(shape, size: int, dtype: torch.dtype, generator: torch.Generator):
+    """(x, values, crow, col, scale, bias)"""
+    M, N, K, kept = shape
+    weight, scale = blocks(N, K, size, kept, generator), None
+    if dtype == torch.int8:
+        weight, scale = ops.quantize_int8(weight)
+        x = cases.awkward_rows(M, K, torch.bfloat16, generator)
+    else:
+        weight, x = weight.to(dtype), torch.randn(M, K, generator=generator).to(dtype)
+    parts = ops.block_pack(weight, (size, size), refuse_larger=False)
+    return x, *parts, scale, torch.randn(N, generator=generator)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=cases.ident)
+@pytest.mark.parametrize("size", [16, 32, 64])
+@pytest.mark.parametrize("dtype", DTYPES, ids=cases.ident)
+def test_product(dtype, size, shape, generator) -> None:
+    M, N, K, _ = shape
+    x, *parts, scale, bias = operands(shape, size, dtype, generator)
+    got = cuda_sim.Simulator(seed=1).block_linear(x, *parts, scale, bias, 4, N)
+    assert got.shape == (M, N) and got.dtype == x.dtype
+    if dtype == torch.int8:
+        want = ops.block_linear(x, *parts, scale, bias, "silu", N=N)
+        cases.assert_same_bits(got, want)
+        return
+    weight = ops.block_unpack(*parts, N, K).double()
+    want = torch.nn.functional.silu(x.double() @ weight.t() + bias.double())
+    # NUMERICS.md section 7, row by row, of sums as large as those here
+    bound = 4 * max(K, 1) ** 0.5 * 2.0**-24 + torch.finfo(dtype).eps / 2
+    assert ((got.double() - want).norm(dim=1) <= bound * want.norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=cases.ident)
+def test_every_run_has_the_same_bits(dtype, generator) -> None:
+    """Parts in their order, whichever block comes first; on every architecture."""
+    x, *parts, scale, bias = operands((20, 130, 1500, 0.8), 32, dtype, generator)
+    x = x.clone() if x.shape[1] % 8 == 0 else x[:, :1496].contiguous()
+    parts = ops.block_pack(
+        ops.block_unpack(*parts, 130, 1500)[:, :1496], (32, 32), refuse_larger=False
+    )
+    sim = cuda_sim.Simulator(seed=2)
+    got = sim.block_linear(x, *parts, scale, bias, 1, 130)
+    assert sim.launches == (3 if dtype == torch.int8 else 2)  # the last one adds the parts
+    for policy in ("late", "random", "early"):
+        other = cuda_sim.Simulator(arch=90, seed=2, policy=policy)
+        cases.assert_same_bits(other.block_linear(x, *parts, scale, bias, 1, 130), got)
+
+
+@pytest.mark.parametrize("M", [3, 40])
+def test_pruned_blocks_meet_no_inf(M, generator) -> None:
+    x, *parts, _, _ = operands((M, 96, 128, 0.5), 32, torch.bfloat16, generator)
+    x[2, 70] = float("inf")
+    got = cuda_sim.Simulator(seed=3).block_linear(x, *parts, None, None, 0, 96)
+    keeps = ops.block_unpack(*parts, 96, 128)[:, 70] != 0
+    assert torch.equal(~got[2].isfinite(), keeps) and keeps.any() and not keeps.all()
+    assert got[[0, 1]].isfinite().all()
+
+
+def test_corrupt_weights_read_nothing_else(generator) -> None:
+    """Indices out of range or falling: any result, no fault."""
+    x, values, crow, col, _, _ = operands((5, 96, 120, 0.5), 32, torch.bfloat16, generator)
+    sim = cuda_sim.Simulator(seed=4)
+    for starts, columns in (
+        (crow, col + 3),
+        (crow, col - 2),
+        (crow, torch.full_like(col, 2**31 - 1)),
+        (crow + 7, col),
+        (crow * 2**20, col),
+        (-crow - 1, col),
+        (crow.flip(0), col),
+    ):
+        got = sim.block_linear(x, values, starts.contiguous(), columns, None, None, 0, 96)
+        assert got.shape == (5, 96)
+
+
+BAD_CALLS = {
+    "block": ({"values": torch.zeros(2, 8, 8).half()}, "expected blocks of 16 x 16, 32 x 32 or"),
+    "dtype": (
+        {"values": torch.zeros(2, 16, 16), "x": torch.zeros(3, 32)},
+        "got 16 x 16 of dtype 0",
+    ),
+    "x": ({"x": torch.zeros(3, 33).half()[:, :32]}, "aligned to 16 bytes, got .* a stride of 33"),
+    "scale": ({"weight_scale": torch.ones(32)}, "b_scale with int8 values alone"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_input(case) -> None:
+    change, message = BAD_CALLS[case]
+    call = {
+        "x": torch.zeros(3, 32).half(),
+        "values": torch.zeros(2, 16, 16).half(),
+        "crow": torch.tensor([0, 1, 2], dtype=torch.int32),
+        "col": torch.tensor([0, 1], dtype=torch.int32),
+        "weight_scale": None,
+        "bias": None,
+        "activation": 0,
+        "N": 32,
+    }
+    with pytest.raises(RuntimeError, match=message):
+        cuda_sim.Simulator().block_linear(**call | change)
