@@ -35,7 +35,7 @@ def timings(monkeypatch, us: dict[str, float]) -> list[tuple[str, str]]:
         layer = (cells.get("module") or cells["replacement"]).cell_contents
         return type(layer).__name__ + ("-int8" if getattr(layer, "int8", False) else "")
 
-    def compare(before, after, cuda):
+    def compare(before, after, cuda, rested):
         assert before[0]().shape == after[0]().shape and not torch.is_grad_enabled()
         met.append((kind(before[0]), kind(after[0])))
         return tuple(us[name] for name in met[-1])

@@ -31,9 +31,16 @@ class Machine:
     def thread_time(self) -> float:
         return self.on_core
 
-    def call(self, us: float):
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.woken = True
+
+    woken = False
+
+    def call(self, us: float, after_rest: float = 1.0):
         def run() -> None:
             slow = 1 + 0.3 * (int(self.now / 0.02) % 2)  # a machine whose speed goes up and down
+            slow *= after_rest if self.woken else 1
             seconds = us * 1e-6 * slow * self.random.lognormvariate(0, self.sigma)
             self.now, self.on_core = self.now + seconds, self.on_core + seconds
             if self.random.random() < 1 / 12:
@@ -92,6 +99,16 @@ def test_few_rounds_of_slow_calls_decide_all_the_same(monkeypatch) -> None:
     assert share_won(monkeypatch, 60e3, 66e3, 0.05, unseen=True) <= 0.05
 
 
+def test_rested(monkeypatch) -> None:
+    """One that is fast only while no one rests: it wins at once, not with pauses."""
+    for rested in (False, True):
+        machine = Machine(0, 0.1)
+        monkeypatch.setattr(swap_timing, "time", machine)
+        calls = [machine.call(700.0)], [machine.call(600.0, after_rest=1.3)]
+        assert swap_timing.compare(*calls, rested=rested).faster != rested
+        assert machine.woken == rested
+
+
 def test_total_weighs_the_bounds_as_well() -> None:
     parts = [(10, Timing(10.0, 9.0, worst=9.5)), (1, Timing(10.0, 12.0, True, 16.0))]
     timing = Timing.total(parts)
@@ -105,14 +122,14 @@ def test_a_winner_by_little_has_to_win_again_later(monkeypatch, again: float) ->
     """A minute that favours one of the two all along: no number of rounds in it tells."""
     calls = []
 
-    def compare(before, after, cuda) -> Timing:
-        calls.append(len(before))
+    def compare(before, after, cuda, rested) -> Timing:
+        calls.append((len(before), rested))
         return Timing(10.0, 8.0 if len(calls) == 1 else 10 * again)
 
     monkeypatch.setattr(swap_contest, "compare", compare)
     model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
     report = trimtab.swap_(model, trimtab.Int8(), example_inputs=torch.randn(3, 64))
-    assert calls == [2, 2]
+    assert calls == [(2, False), (2, True)]
     assert len(report.swapped) == (2 if again < 1 else 0)
     if again > 1:
         row = report["0"]
@@ -123,7 +140,7 @@ def test_a_winner_by_little_has_to_win_again_later(monkeypatch, again: float) ->
 def test_a_winner_by_much_does_not(monkeypatch) -> None:
     calls = []
 
-    def compare(before, after, cuda) -> Timing:
+    def compare(before, after, cuda, rested) -> Timing:
         calls.append(1)
         return Timing(10.0, 4.0)
 

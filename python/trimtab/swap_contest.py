@@ -17,8 +17,9 @@ from .swap_measure import Call, Capture
 from .swap_rules import Survey
 from .swap_timing import MARGIN, Timing, compare
 
-# A winner that took more of the other's time than this has to win again, later: what disturbs a
-# machine for a second may favour one of the two all along, and no number of rounds tells.
+# A winner that took more of the other's time than this has to win again, later and with pauses: what
+# disturbs a machine for a second may favour one of the two all along, and no number of rounds tells;
+# and one that is faster only while all threads are awake is not faster in every model.
 SURE = 0.6
 
 
@@ -84,7 +85,7 @@ def _confirm(unsure: Sequence[_Contest], capture: Capture) -> None:
         ]
         if not again:
             return
-        for contest, timing in zip(again, _times(again, capture)):
+        for contest, timing in zip(again, _times(again, capture, rested=True)):
             if not timing.faster:
                 _write(contest, timing)
                 contest.candidate.take(contest.holder)
@@ -101,7 +102,7 @@ def _write(contest: _Contest, timing: Timing) -> None:
     row.us_choices[choice.label] = us
 
 
-def _times(contests: Sequence[_Contest], capture: Capture) -> list[Timing]:
+def _times(contests: Sequence[_Contest], capture: Capture, rested: bool = False) -> list[Timing]:
     """Of all calls of each; each distinct pair of layers on each distinct input is measured once."""
     groups: dict[tuple, list[_Contest]] = defaultdict(list)
     likeness = [contest.likeness() for contest in contests]
@@ -112,7 +113,7 @@ def _times(contests: Sequence[_Contest], capture: Capture) -> list[Timing]:
     times: dict[tuple, Timing] = {}
     with progress(len(groups), "measuring") as bar:
         for (like, key), group in groups.items():
-            times[like, key] = _time(group, capture.calls[key])
+            times[like, key] = _time(group, capture.calls[key], rested)
             bar.advance(group[0].candidate.name)
     return [
         Timing.total((count, times[like, key]) for key, count in seen.items())
@@ -124,12 +125,12 @@ def _on_cuda(args: tuple) -> bool:
     return any(isinstance(x, Tensor) and x.device.type == "cuda" for x in args)
 
 
-def _time(group: Sequence[_Contest], call: Call) -> Timing:
+def _time(group: Sequence[_Contest], call: Call, rested: bool) -> Timing:
     args, kwargs = call.arguments()
     with torch.no_grad(), call.context():
         before = [one.candidate.call(one.holder, args, kwargs) for one in group]
         after = [one.candidate.call(one.choice, args, kwargs) for one in group]
-        return Timing(*compare(before, after, _on_cuda(args)))
+        return Timing(*compare(before, after, _on_cuda(args), rested))
 
 
 def keep_winning_encoders(
@@ -170,4 +171,4 @@ def _time_encoder(unit: EncoderPatch, patches: list[Patch], call: Call) -> Timin
             revert_all(patches)
 
     with torch.random.fork_rng(), torch.no_grad(), call.context():
-        return Timing(*compare([before], [after], _on_cuda(args)))
+        return Timing(*compare([before], [after], _on_cuda(args), False))

@@ -21,6 +21,7 @@ CALM = 0.9  # of a calm sample's time this thread was running
 ENOUGH = 3  # calm rounds
 # A sign test at 1 %: of n rounds, n/2 + 2.326 sqrt(n)/2 are below an equal pair's median so seldom.
 SIGNS = 2.326 / 2
+REST_S = 2e-3  # in which the threads of the call before go to sleep
 # More modules of one shape than this need not be cycled through.
 MAX_MODULES = 4
 
@@ -71,7 +72,7 @@ class _Round(NamedTuple):
         )  # fmt: skip
 
 
-def compare(before: Calls, after: Calls, cuda: bool = False) -> Timing:
+def compare(before: Calls, after: Calls, cuda: bool = False, rested: bool = False) -> Timing:
     """Median microseconds of a call, before and after, from samples taken in turn.
 
     The two samples of a round are neighbours in time, so that a slow moment of the machine slows
@@ -85,16 +86,19 @@ def compare(before: Calls, after: Calls, cuda: bool = False) -> Timing:
     Where several pairs are given (all of a model's modules of one shape) the samples cycle through
     them, so that weights come from memory as in the model. With one pair its weights may stay in the
     cache; that favours the float layer, whose weights are the larger, and so is on the safe side.
+
+    ``rested``: before each sample a pause and a call that is not timed, as where a model is called now
+    and then; else they follow each other at once, as layers do in a model.
     """
     pairs = list(zip(before, after))[:MAX_MODULES]
-    rounds = _rounds(pairs, cuda)
+    rounds = _rounds(pairs, cuda, rested)
     calm = [r for r in rounds if r.calm]
     if cuda or len(calm) >= ENOUGH:
         return _timing([(r.before, r.after) for r in (rounds if cuda else calm)], False)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        rounds = _rounds(pairs, cuda, any_will_do=True)
+        rounds = _rounds(pairs, cuda, rested, any_will_do=True)
     finally:
         torch.set_num_threads(threads)
     return _timing([(r.before_on_core, r.after_on_core) for r in rounds], True)
@@ -137,6 +141,7 @@ def _median(values: Iterable[float]) -> float:
 def _rounds(
     pairs: Sequence[tuple[Callable[[], Any], Callable[[], Any]]],
     cuda: bool,
+    rested: bool = False,
     any_will_do: bool = False,
 ) -> list[_Round]:
     """Until enough of them are calm, and it is clear who is faster."""
@@ -157,16 +162,21 @@ def _rounds(
             if calm >= MIN_ROUNDS and not _close(rounds, cuda, any_will_do):
                 break
         if i % 2:
-            one, other = _sample(first, repeats, cuda), _sample(second, repeats, cuda)
+            one, other = (_sample(call, repeats, cuda, rested) for call in (first, second))
         else:
-            other, one = _sample(second, repeats, cuda), _sample(first, repeats, cuda)
+            other, one = (_sample(call, repeats, cuda, rested) for call in (second, first))
         rounds.append(_Round(*one, *other))
         calm += cuda or any_will_do or rounds[-1].calm
     return rounds
 
 
-def _sample(call: Callable[[], Any], repeats: int, cuda: bool) -> tuple[float, float]:
+def _sample(
+    call: Callable[[], Any], repeats: int, cuda: bool, rested: bool = False
+) -> tuple[float, float]:
     """Seconds of a call, and for how many of them this thread was on a core."""
+    if rested:
+        time.sleep(REST_S)
+        call()
     if cuda:
         torch.cuda.synchronize()
     start, start_on_core = time.perf_counter(), time.thread_time()
