@@ -169,6 +169,23 @@ KERNELS = (
         ),
         shared=_sparse24_shared,
     ),
+    # wgmma.sp on what TMA brings, its metadata too
+    Kernel(
+        r"sparse24_mm_sm90<(?P<type>signed char|bf16|fp16), (?P<wide>\d+)>",
+        block=lambda m: (384, 1),
+        opcodes=lambda m: (
+            {
+                "signed char": rf"IGMMA\.SP\.64x{m['wide']}x64\.S8\.S8",
+                "bf16": rf"HGMMA\.SP\.64x{m['wide']}x32\.F32\.BF16",
+                "fp16": rf"HGMMA\.SP\.64x{m['wide']}x32\.F32$",
+            }[m["type"]],
+            r"UTMALDG\.2D",
+            r"UTMALDG\.2D\.MULTICAST",
+            *(["USETMAXREG"] if m["wide"] == "256" else []),
+            r"STG\.E\.128",
+        ),
+        archs=("sm_90a",),
+    ),
     # 16 bytes in and out; int8 holds 32 words of a column a thread
     Kernel(
         r"sparse24_compress_kernel<(?P<type>float|unsigned short|signed char), "

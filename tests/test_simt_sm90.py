@@ -142,7 +142,7 @@ MISUSES = {
     20: "wgmma without wgmma_fence",
     21: "divergent: wgmma with other operands",
     22: "operand of 64 rows at shared address 1024 ends at 9216",
-    23: "swizzle mode 2: not modelled",
+    23: "swizzle mode 2: not modelled but for 1, 128 bytes",
     24: "sums written between a wgmma and the wgmma_wait",
     25: "wgmma without a wgmma_wait before its thread exits",
     26: "deadlock: .*for the warpgroup's other threads",
@@ -192,7 +192,6 @@ SOURCES = ("int8_mm_sm90.cuh", "int8_mm_sm90_output.cuh")
 # One index or count off by one; all of these expressions must stand in the sources.
 OFF_BY_ONE = {
     "int8_mm_sm90.cuh": {
-        "++stage == kStages": "++stage == kStages + 1",
         "step * kSm90Depth": "step * kSm90Depth + 1",
         "tile.wide + rank * kHalf": "tile.wide + rank * kHalf + 1",
         "rank * kHalf * kSm90Depth": "(rank * kHalf + 8) * kSm90Depth",
@@ -206,6 +205,7 @@ OFF_BY_ONE = {
         "Shared::kStageBytes": "Shared::kStageBytes - 16",
     },
     "int8_mm_sm90_output.cuh": {
+        "++stage == kStages": "++stage == kStages + 1",
         "d[first + 4 * i + j]": "d[first + 4 * i + (j ^ 1)]",
         "m + row >= e.M": "m + row > e.M",
         "factors.a_scale[row]": "factors.a_scale[row ^ 1]",

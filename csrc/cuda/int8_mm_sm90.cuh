@@ -20,16 +20,6 @@
 namespace trimtab {
 namespace {
 
-// A stage of the ring and how often it has come round, as parity.
-template <int kStages>
-struct Sm90Ring {
-  int stage = 0;
-  uint32_t parity = 0;
-  TT_DEVICE void next() {
-    if (++stage == kStages) stage = 0, parity ^= 1;
-  }
-};
-
 // First rows of a unit's tile, and the steps of K that this block multiplies.
 struct Sm90Tile {
   int tall, wide, first_step, end_step;

@@ -1,4 +1,4 @@
-// The shared memory of int8_mm_sm90.cuh, and the way from a tile's sums to its outputs.
+// The shared memory of int8_mm_sm90.cuh, its ring of stages, and the way from a tile's sums to its outputs.
 #pragma once
 #include "cuda/int8_epilogue.cuh"
 #include "cuda/int8_mm_sm90_tiles.cuh"
@@ -21,6 +21,16 @@ constexpr int kSm90Warpgroups = 2;
 constexpr int kSm90Warps = 4 * kSm90Warpgroups;
 constexpr int kSm90Threads = 128 * (kSm90Warpgroups + 1);
 constexpr int kSm90SharedBytes = 227 * 1024;
+
+// A stage of the ring and how often it has come round, as parity.
+template <int kStages>
+struct Sm90Ring {
+  int stage = 0;
+  uint32_t parity = 0;
+  TT_DEVICE void next() {
+    if (++stage == kStages) stage = 0, parity ^= 1;
+  }
+};
 
 // The sums of a warp's 16 tall rows and 8 of the wide ones, as sm90_slot places them.
 struct Sm90Piece {

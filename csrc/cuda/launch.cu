@@ -94,16 +94,17 @@ tt_status launch_raw(const char* op, const void* kernel, const LaunchShape& shap
 }
 
 tt_status make_tensor_map(const char* op, CUtensorMap* map, const void* data, int64_t rows,
-                          int64_t columns, int64_t stride, int box_rows) {
+                          int64_t columns, int64_t stride, int box_rows, int box_bytes) {
   const EncodeTiled encode = encode_tiled();
   if (encode == nullptr)
     return set_error(TT_UNSUPPORTED, "%s: expected a driver of CUDA 12.0 or later", op);
   const cuuint64_t sizes[] = {cuuint64_t(columns), cuuint64_t(rows)};
   const cuuint64_t strides[] = {cuuint64_t(stride)};
-  const cuuint32_t box[] = {128, cuuint32_t(box_rows)}, steps[] = {1, 1};
+  const cuuint32_t box[] = {cuuint32_t(box_bytes), cuuint32_t(box_rows)}, steps[] = {1, 1};
   const CUresult result =
       encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(data), sizes, strides, box,
-             steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             box_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result == CUDA_SUCCESS) return TT_OK;
   return set_error(TT_CUDA_ERROR, "%s: the driver refused a tensor map of %lld x %lld (code %d)",

@@ -45,9 +45,9 @@ tt_status launch(const char* op, void (*kernel)(const Params), const LaunchShape
 #endif
 }
 
-// A row-major [rows, columns] int8 tensor, rows `stride` bytes apart, as boxes of box_rows x 128 bytes in
-// the 128-byte swizzle. data aligned to 16, stride a multiple of 16, box_rows at most 256.
+// A row-major [rows, columns] int8 tensor, rows `stride` bytes apart, as boxes of box_rows x box_bytes (128 or
+// 64) in the swizzle of that width. data aligned to 16, stride a multiple of 16, box_rows at most 256.
 tt_status make_tensor_map(const char* op, CUtensorMap* map, const void* data, int64_t rows,
-                          int64_t columns, int64_t stride, int box_rows);
+                          int64_t columns, int64_t stride, int box_rows, int box_bytes = 128);
 
 }  // namespace trimtab

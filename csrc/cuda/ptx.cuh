@@ -155,7 +155,8 @@ TT_MMA_16(mma_fp16, "f16")
 //   b[0..3]: k 2t, 2t + 1 of row g of b, plus 0, 8, 16 and 24
 //   e, where t / 2 = kSelect: groups of columns 16 (t % 2) .. + 15; of row g, above them those of row g + 8
 //   d[0..3]: as mma_s8
-// "ordered": the lower position comes first, else the result is undefined.
+// "ordered": the lower position comes first, else the result is undefined. Sources of this layout and the next:
+// csrc/include/trimtab/sparse24_linear.h.
 #define TT_MMA_SP_16(name, type)                                                                   \
   template <int kSelect>                                                                           \
   TT_DEVICE void name(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[4], uint32_t e) { \
@@ -403,6 +404,12 @@ TT_DEVICE void wgmma_pin(int32_t (&d)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(d[i])::"memory");
 }
 
+template <int kCount>
+TT_DEVICE void wgmma_pin(float (&d)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
 // What wgmma reads: rows of 128 bytes, K adjacent, in the 128-byte swizzle (bytes 16 c .. of row r lie at
 // chunk c ^ (r % 8)), eight rows to 1024 bytes. `shared` may be advanced by 32 bytes a step of K within
 // the 128.
@@ -411,6 +418,12 @@ TT_DEVICE void wgmma_pin(int32_t (&d)[kCount]) {
 TT_DEVICE uint64_t wgmma_descriptor(const void* shared) {
   const uint64_t address = (shared_address(shared) & 0x3ffff) >> 4;
   return address | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+}
+
+// The same for rows of 64 bytes in the 64-byte swizzle: chunk c ^ (r / 2 % 4), eight rows to 512 bytes.
+TT_DEVICE uint64_t wgmma_descriptor64(const void* shared) {
+  const uint64_t address = (shared_address(shared) & 0x3ffff) >> 4;
+  return address | uint64_t{1} << 16 | uint64_t{512 >> 4} << 32 | uint64_t{2} << 62;
 }
 
 // The operands of 16 sums, and their numbers in the text.
@@ -478,6 +491,68 @@ TT_DEVICE void wgmma_s8(int32_t (&d)[128], uint64_t a, uint64_t b, bool add) {
                  TT_SUM_16(d, 64), TT_SUM_16(d, 80), TT_SUM_16(d, 96), TT_SUM_16(d, 112)
                : "l"(a), "l"(b), "r"(int(add)));
 #endif
+}
+
+// d[64 x N] (+)= a[64 x 64] b[N x 64]^T in int8, or of k 32 in bf16 and fp16 with fp32 sums, where a keeps two of
+// every four adjacent elements of a row: `a` names 32 bytes a row of kept ones (wgmma_descriptor64), b 64
+// bytes. N = 64, 128 or 256. Warp w of the warpgroup hands over the metadata of rows 16 w .. 16 w + 15 as
+// mma.sp does; kSelect as there. e must stand until the wait, as the sums must.
+#if defined(TT_SM90A)
+#define TT_SM90A_ASM(...) asm volatile(__VA_ARGS__)
+#else
+#define TT_SM90A_ASM(...) static_cast<void>(0)
+#endif
+#define TT_FLOAT_4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define TT_FLOAT_16(d, i) \
+  TT_FLOAT_4(d, i), TT_FLOAT_4(d, i + 4), TT_FLOAT_4(d, i + 8), TT_FLOAT_4(d, i + 12)
+#define TT_SUMS_64 TT_SUMS_0 ", " TT_SUMS_1
+#define TT_SUMS_128 TT_SUMS_64 ", " TT_SUMS_2 ", " TT_SUMS_3
+#define TT_SUMS_256 TT_SUMS_128 ", " TT_SUMS_4 ", " TT_SUMS_5 ", " TT_SUMS_6 ", " TT_SUMS_7
+#define TT_WGMMA_SP(shape, sums, a, b, e, add, select) \
+  "{\n .reg .pred p;\n setp.ne.b32 p, " add            \
+  ", 0;\n"                                             \
+  " wgmma.mma_async.sp.sync.aligned." shape " {" sums "}, " a ", " b ", " e ", " select ", p"
+#define TT_WGMMA_SP_16(name, type)                                                                 \
+  template <int kSelect>                                                                           \
+  TT_DEVICE void name(float (&d)[32], uint64_t a, uint64_t b, uint32_t e, bool add) {              \
+    TT_SM90A_ASM(TT_WGMMA_SP("m64n64k32.f32." type "." type, TT_SUMS_64, "%32", "%33", "%34",      \
+                             "%35", "%36") ", 1, 1, 0, 0;\n}" : TT_FLOAT_16(d, 0),                 \
+                 TT_FLOAT_16(d, 16) : "l"(a), "l"(b), "r"(e), "r"(int(add)), "n"(kSelect));        \
+  }                                                                                                \
+  template <int kSelect>                                                                           \
+  TT_DEVICE void name(float (&d)[64], uint64_t a, uint64_t b, uint32_t e, bool add) {              \
+    TT_SM90A_ASM(TT_WGMMA_SP("m64n128k32.f32." type "." type, TT_SUMS_128, "%64", "%65", "%66",    \
+                             "%67", "%68") ", 1, 1, 0, 0;\n}" : TT_FLOAT_16(d, 0),                 \
+                 TT_FLOAT_16(d, 16), TT_FLOAT_16(d, 32), TT_FLOAT_16(d, 48) : "l"(a), "l"(b),      \
+                 "r"(e), "r"(int(add)), "n"(kSelect));                                             \
+  }                                                                                                \
+  template <int kSelect>                                                                           \
+  TT_DEVICE void name(float (&d)[128], uint64_t a, uint64_t b, uint32_t e, bool add) {             \
+    TT_SM90A_ASM(TT_WGMMA_SP("m64n256k32.f32." type "." type, TT_SUMS_256, "%128", "%129", "%130", \
+                             "%131", "%132") ", 1, 1, 0, 0;\n}" : TT_FLOAT_16(d, 0),               \
+                 TT_FLOAT_16(d, 16), TT_FLOAT_16(d, 32), TT_FLOAT_16(d, 48), TT_FLOAT_16(d, 64),   \
+                 TT_FLOAT_16(d, 80), TT_FLOAT_16(d, 96), TT_FLOAT_16(d, 112) : "l"(a), "l"(b),     \
+                 "r"(e), "r"(int(add)), "n"(kSelect));                                             \
+  }
+TT_WGMMA_SP_16(wgmma_sp_bf16, "bf16")
+TT_WGMMA_SP_16(wgmma_sp_fp16, "f16")
+TT_DEVICE void wgmma_sp_s8(int32_t (&d)[32], uint64_t a, uint64_t b, uint32_t e, bool add) {
+  TT_SM90A_ASM(TT_WGMMA_SP("m64n64k64.s32.s8.s8", TT_SUMS_64, "%32", "%33", "%34", "%35",
+                           "0") ";\n}" : TT_SUM_16(d, 0),
+               TT_SUM_16(d, 16) : "l"(a), "l"(b), "r"(e), "r"(int(add)));
+}
+TT_DEVICE void wgmma_sp_s8(int32_t (&d)[64], uint64_t a, uint64_t b, uint32_t e, bool add) {
+  TT_SM90A_ASM(TT_WGMMA_SP("m64n128k64.s32.s8.s8", TT_SUMS_128, "%64", "%65", "%66", "%67",
+                           "0") ";\n}" : TT_SUM_16(d, 0),
+               TT_SUM_16(d, 16), TT_SUM_16(d, 32), TT_SUM_16(d, 48) : "l"(a), "l"(b), "r"(e),
+               "r"(int(add)));
+}
+TT_DEVICE void wgmma_sp_s8(int32_t (&d)[128], uint64_t a, uint64_t b, uint32_t e, bool add) {
+  TT_SM90A_ASM(TT_WGMMA_SP("m64n256k64.s32.s8.s8", TT_SUMS_256, "%128", "%129", "%130", "%131",
+                           "0") ";\n}" : TT_SUM_16(d, 0),
+               TT_SUM_16(d, 16), TT_SUM_16(d, 32), TT_SUM_16(d, 48), TT_SUM_16(d, 64),
+               TT_SUM_16(d, 80), TT_SUM_16(d, 96), TT_SUM_16(d, 112) : "l"(a), "l"(b), "r"(e),
+               "r"(int(add)));
 }
 
 // Gives registers back, or takes them: a whole warpgroup at once, kCount a thread, a multiple of 8.

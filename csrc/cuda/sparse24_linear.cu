@@ -7,6 +7,7 @@
 #include "cuda/int8_mm.cuh"
 #include "cuda/quantize_int8.cuh"
 #include "cuda/sparse24_mm_sm80.cuh"
+#include "cuda/sparse24_mm_sm90.cuh"
 
 namespace trimtab {
 namespace {
@@ -77,6 +78,7 @@ tt_status launch_product(const Sparse24Params& from, tt_stream stream) {
   DeviceFacts facts;
   const tt_status status = device_facts(kOp, &facts);
   if (status != TT_OK) return status;
+  if (sparse24_sm90_serves(p, facts)) return launch_sparse24_sm90<T>(kOp, p, facts, stream);
   const int64_t M = p.epilogue.M, N = p.epilogue.N, steps = ceil_div(p.x_bytes, 128);
   const bool aligned = rows_aligned16(p.x, p.x_stride, M);
   const Config* best = nullptr;

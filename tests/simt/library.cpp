@@ -14,8 +14,8 @@ tt_status device_facts(const char* op, DeviceFacts* facts) {
 }
 
 tt_status make_tensor_map(const char* op, CUtensorMap* map, const void* data, int64_t rows,
-                          int64_t columns, int64_t stride, int box_rows) {
-  return simt::make_tensor_map(op, map, data, rows, columns, stride, box_rows);
+                          int64_t columns, int64_t stride, int box_rows, int box_bytes) {
+  return simt::make_tensor_map(op, map, data, rows, columns, stride, box_rows, box_bytes);
 }
 
 }  // namespace trimtab

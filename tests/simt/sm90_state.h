@@ -39,26 +39,33 @@ struct BulkStore {
 
 // The sums of products that follow one another, from the first one's issue to the wait that covers the
 // last one. Meanwhile the threads' own arrays hold garbage.
+using SumWord = int32_t __attribute__((may_alias));  // the bits of a sum, int32 or float
 struct Sums {
   int n;
   int32_t garbage;
   std::vector<int32_t> matrix;  // [64, n]
-  std::array<int32_t*, kWarpgroup> array{};
+  std::array<SumWord*, kWarpgroup> array{};
 };
 
-// An operand: row r starts at address + r / 8 * stride + r % 8 * 128, before the swizzle.
+// An operand: row r starts at address + r / 8 * stride + r % 8 * width, before the swizzle of that width.
 struct Tile {
-  uint32_t address, stride;
+  uint32_t address, stride, width;
 };
+
+// Of wgmma.sp: how a sparse product reads its operands.
+enum class ProductKind { dense_s8, sparse_s8, sparse_bf16, sparse_fp16 };
 
 struct Product {
   uint64_t a_descriptor, b_descriptor;
   Tile a, b;
   bool add;
+  ProductKind kind;
+  int select;
   Where where;
   std::shared_ptr<Sums> sums;
   unsigned issued;  // threads of the warpgroup that have come to it
   bool early;  // done as soon as all have, and not at the wait
+  std::array<uint32_t, kWarpgroup> metadata{};  // a word a thread
 };
 
 // Products of a warpgroup, numbered from the start of the kernel.

@@ -9,8 +9,11 @@
 
 namespace simt {
 
-// Where the 128-byte swizzle puts a byte: chunk of 16 (address bits 4-6) XOR row of 128 (bits 7-9).
-inline uint32_t swizzled(uint32_t address) { return address ^ (address >> 3 & 0x70); }
+// Where a swizzle puts a byte: of 128 bytes, chunk of 16 (address bits 4-6) XOR row of 128 (bits 7-9); of 64, bits
+// 4-5 XOR bits 7-8.
+inline uint32_t swizzled(uint32_t address, int64_t width = 128) {
+  return address ^ (address >> 3 & (width == 64 ? 0x30u : 0x70u));
+}
 
 // The part of a box's row that lies in the tensor: columns from .. to - 1 of the box; empty if from >= to.
 struct Span {
@@ -20,7 +23,7 @@ struct Span {
 inline Span row_in_tensor(const TensorMap& map, int64_t x, int64_t y, int64_t row) {
   if (y + row < 0 || y + row >= map.rows) return {0, 0, nullptr};
   const int64_t from = std::max<int64_t>(0, -x);
-  const int64_t to = std::min<int64_t>(kBoxBytes, map.columns - x);
+  const int64_t to = std::min<int64_t>(map.box_bytes, map.columns - x);
   if (from >= to) return {0, 0, nullptr};
   return {from, to, map.data + (y + row) * map.stride + x + from};
 }
@@ -28,7 +31,7 @@ inline Span row_in_tensor(const TensorMap& map, int64_t x, int64_t y, int64_t ro
 // Faults unless the box's bytes in the tensor may be touched and its place in shared memory can hold it.
 inline void check_box(const TensorMap& map, const void* shared, int x, int y, bool write,
                       Where where) {
-  check_shared(shared, size_t(map.box_rows) * kBoxBytes, where);
+  check_shared(shared, size_t(map.box_rows * map.box_bytes), where);
   check_aligned(shared, 1024, "box in shared memory", where);
   for (int64_t row = 0; row < map.box_rows; ++row) {
     const Span span = row_in_tensor(map, x, y, row);
@@ -56,11 +59,12 @@ inline void perform_load(Block& block, const TensorMap& map, uint32_t address, i
     char bytes[kBoxBytes] = {};
     const Span span = row_in_tensor(map, x, y, row);
     if (span.from < span.to) std::memcpy(bytes + span.from, span.data, size_t(span.to - span.from));
-    for (int chunk = 0; chunk < kBoxBytes; chunk += 16)
-      write_both_views(block, swizzled(address + uint32_t(row * kBoxBytes + chunk)), bytes + chunk,
-                       16);
+    for (int chunk = 0; chunk < map.box_bytes; chunk += 16)
+      write_both_views(block,
+                       swizzled(address + uint32_t(row * map.box_bytes + chunk), map.box_bytes),
+                       bytes + chunk, 16);
   }
-  mbarrier_count(block, barrier, 0, 0, map.box_rows * kBoxBytes, where);
+  mbarrier_count(block, barrier, 0, 0, map.box_rows * map.box_bytes, where);
 }
 
 // The whole box to every block in the mask. Each part may come at another time.
@@ -77,7 +81,7 @@ inline void issue_load(void* shared, const CUtensorMap* packed_map, int x, int y
     if (!(mask >> rank & 1)) continue;
     Block& block = *blocks[rank];
     check_fenced(block, barrier_at, where);
-    spoil(block, at, map.box_rows * kBoxBytes);
+    spoil(block, at, map.box_rows * map.box_bytes);
     defer([=, &block] { perform_load(block, map, at, x, y, barrier_at, where); });
   }
 }
@@ -137,6 +141,7 @@ TT_DEVICE void tma_store(const CUtensorMap* map, const void* shared, int x, int 
   using namespace simt;
   maybe_yield();
   const TensorMap unpacked_map = tensor_map(map, where);
+  if (unpacked_map.box_bytes != kBoxBytes) fault(where, "tma_store of 64-byte rows: not modelled");
   check_box(unpacked_map, shared, x, y, true, where);
   Sm90Thread& me = sm90(self());
   const uint32_t at = shared_address(shared);

@@ -5,7 +5,8 @@
 #pragma once
 #include <emmintrin.h>
 
-#include "simt/sm90_state.h"
+#include "simt/tma.h"
+#include "simt/wgmma_sparse.h"
 
 namespace simt {
 
@@ -14,25 +15,29 @@ constexpr int kProductM = 64, kProductK = 32, kMostProductN = 256;
 // --- descriptors
 
 inline uint32_t row_address(const Tile& tile, uint32_t r) {
-  return tile.address + r / 8 * tile.stride + r % 8 * 128;
+  return tile.address + r / 8 * tile.stride + r % 8 * tile.width;
 }
 
 // bits 0-13 address / 16, 16-29 leading offset (no meaning here), 32-45 stride / 16, 49-51 base offset,
-// 62-63 swizzle. `rows` rows of 32 bytes must lie in the block's shared memory.
-inline Tile decoded(uint64_t descriptor, uint32_t rows, Where where) {
-  const Tile tile = {uint32_t(descriptor & 0x3fff) << 4, uint32_t(descriptor >> 32 & 0x3fff) << 4};
+// 62-63 swizzle: 1 = rows of `width` 128 bytes, 2 = of 64. `rows` rows of `bytes` bytes must lie in the block's
+// shared memory.
+inline Tile decoded(uint64_t descriptor, uint32_t rows, uint32_t bytes, uint32_t width,
+                    Where where) {
+  const Tile tile = {uint32_t(descriptor & 0x3fff) << 4, uint32_t(descriptor >> 32 & 0x3fff) << 4,
+                     width};
   const Block& block = *self().block;
   const unsigned swizzle = unsigned(descriptor >> 62);
-  if (swizzle != 1)
-    fault(where, "wgmma with swizzle mode %u: not modelled but for 1, 128 bytes", swizzle);
+  if (swizzle != 128 / width)
+    fault(where, "wgmma with swizzle mode %u: not modelled but for %u, %u bytes", swizzle,
+          128 / width, width);
   if ((descriptor & ~0xc0003fff3fff3fffull) != 0)
     fault(where, "wgmma descriptor %016llx: base offset or reserved bits set",
           (unsigned long long)descriptor);
-  if (tile.address % 1024 > 128 - kProductK)
-    fault(where,
-          "wgmma operand at shared address %u: not modelled beyond the first 128 of 1024 bytes",
-          tile.address);
-  const uint32_t end = row_address(tile, rows - 1) / 128 * 128 + 128;  // the swizzle stays within
+  if (tile.address % (8 * width) > width - bytes)
+    fault(where, "wgmma operand at shared address %u: not modelled beyond the first %u of %u bytes",
+          tile.address, width, 8 * width);
+  // The swizzle stays within a row.
+  const uint32_t end = row_address(tile, rows - 1) / width * width + width;
   if (end > uint32_t(block.shared_bytes))
     fault(where, "wgmma operand of %u rows at shared address %u ends at %u, beyond %d bytes", rows,
           tile.address, end, block.shared_bytes);
@@ -45,7 +50,7 @@ inline Tile decoded(uint64_t descriptor, uint32_t rows, Where where) {
 inline void load_row(int16_t (&to)[kProductK], const char* view, const Tile& tile, uint32_t r) {
   for (uint32_t k = 0; k < kProductK; k += 16) {
     const uint32_t address = row_address(tile, r) + k;
-    const char* from = view + (address ^ (address >> 3 & 0x70));
+    const char* from = view + swizzled(address, tile.width);
     const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     __m128i* out = reinterpret_cast<__m128i*>(to + k);
     _mm_storeu_si128(out, _mm_srai_epi16(_mm_unpacklo_epi8(x, x), 8));
@@ -92,7 +97,9 @@ inline void compute(Block& block, Warpgroup& group, int64_t limit) {
     Product& p = group.products[size_t(group.done - group.first)];
     Sums& sums = *p.sums;
     if (!p.add) std::fill(sums.matrix.begin(), sums.matrix.end(), 0);
-    multiply(sums.matrix.data(), sums.n, sm90(block).async_view.data(), p.a, p.b);
+    const char* view = sm90(block).async_view.data();
+    if (p.kind == ProductKind::dense_s8) multiply(sums.matrix.data(), sums.n, view, p.a, p.b);
+    else multiply_sparse(sums.matrix.data(), sums.n, view, p);
   }
   while (!group.products.empty() && group.first < group.done &&
          group.products.front().issued == kWarpgroup)
@@ -105,21 +112,21 @@ inline void compute(Block& block, Warpgroup& group, int64_t limit) {
 template <class Fn>
 void for_sums(Sums& sums, unsigned t, const Fn& fn) {
   const int row = int(16 * (t / 32) + t % 32 / 4), column = int(2 * (t % 4));
-  int32_t* d = sums.array[t];
+  SumWord* d = sums.array[t];
   for (int i = 0; i < sums.n / 8; ++i)
     for (int j = 0; j < 4; ++j)
       fn(d[4 * i + j], sums.matrix[size_t((row + 8 * (j / 2)) * sums.n + 8 * i + column + j % 2)]);
 }
 
 inline void check_untouched(Sums& sums, unsigned t, Where where) {
-  for_sums(sums, t, [&](int32_t& own, int32_t&) {
+  for_sums(sums, t, [&](SumWord& own, int32_t&) {
     if (own != sums.garbage)
       fault(where, "sums written between a wgmma and the wgmma_wait that covers it");
   });
 }
 
 // The thread's array d, as sums of the product: those in flight already, or d's values moved aside.
-inline void join_sums(Product& product, int32_t* d, int n, int64_t number, Where where) {
+inline void join_sums(Product& product, SumWord* d, int n, int64_t number, Where where) {
   const unsigned t = self().rank % kWarpgroup;
   std::vector<SumsInFlight>& in_flight = sm90(self()).sums;
   const auto mine = std::find_if(in_flight.begin(), in_flight.end(),
@@ -141,7 +148,7 @@ inline void join_sums(Product& product, int32_t* d, int n, int64_t number, Where
     return;
   }
   sums.array[t] = d;
-  for_sums(sums, t, [&](int32_t& own, int32_t& aside) { aside = own, own = sums.garbage; });
+  for_sums(sums, t, [&](SumWord& own, int32_t& aside) { aside = own, own = sums.garbage; });
   in_flight.push_back({product.sums, number});
 }
 
@@ -152,7 +159,9 @@ inline Warpgroup& warpgroup(Where where) {
   return all[i];
 }
 
-inline void issue_product(int32_t* d, int n, uint64_t a, uint64_t b, bool add, Where where) {
+inline void issue_product(SumWord* d, int n, uint64_t a, uint64_t b, bool add, Where where,
+                          ProductKind kind = ProductKind::dense_s8, int select = 0,
+                          uint32_t metadata = 0) {
   Sm90Thread& me = sm90(self());
   Warpgroup& group = warpgroup(where);
   me.product_at = where;
@@ -160,13 +169,17 @@ inline void issue_product(int32_t* d, int n, uint64_t a, uint64_t b, bool add, W
   const int64_t number = me.products++;
   const size_t i = size_t(number - group.first);
   if (i == group.products.size()) {
-    const Tile a_tile = decoded(a, kProductM, where), b_tile = decoded(b, uint32_t(n), where);
-    group.products.push_back({a, b, a_tile, b_tile, add, where, nullptr, 0, done_early()});
+    const bool sparse = kind != ProductKind::dense_s8;
+    const Tile a_tile = decoded(a, kProductM, kProductK, sparse ? 64 : 128, where);
+    const Tile b_tile = decoded(b, uint32_t(n), sparse ? 2 * kProductK : kProductK, 128, where);
+    group.products.push_back(
+        {a, b, a_tile, b_tile, add, kind, select, where, nullptr, 0, done_early(), {}});
   }
   Product& p = group.products[i];
   if (p.where != where || p.a_descriptor != a || p.b_descriptor != b || p.add != add)
     fault(where, "divergent: wgmma with other operands than its warpgroup's at %s",
           name(p.where).c_str());
+  p.metadata[self().rank % kWarpgroup] = metadata;
   join_sums(p, d, n, number, where);
   if (++p.issued == kWarpgroup && p.early) compute(*self().block, group, number + 1);
   maybe_yield();
@@ -190,7 +203,7 @@ inline void wait_products(size_t pending, Where where) {
   for (SumsInFlight& s : me.sums) {
     if (s.last >= limit) continue;
     check_untouched(*s.sums, t, where);
-    for_sums(*s.sums, t, [](int32_t& own, int32_t& aside) { own = aside; });
+    for_sums(*s.sums, t, [](SumWord& own, int32_t& aside) { own = aside; });
     s.sums = nullptr;
   }
   me.sums.erase(std::remove_if(me.sums.begin(), me.sums.end(),
@@ -223,12 +236,21 @@ TT_DEVICE void wgmma_wait(SIMT_WHERE) {
 
 template <int kCount>
 TT_DEVICE void wgmma_pin(int32_t (&)[kCount]) {}
+template <int kCount>
+TT_DEVICE void wgmma_pin(float (&)[kCount]) {}
 
 TT_DEVICE uint64_t wgmma_descriptor(const void* shared, SIMT_WHERE) {
   simt::check_shared(shared, 16, where);
   simt::check_aligned(shared, 16, "wgmma operand", where);
   const uint64_t address = (shared_address(shared) & 0x3ffff) >> 4;
   return address | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+}
+
+TT_DEVICE uint64_t wgmma_descriptor64(const void* shared, SIMT_WHERE) {
+  simt::check_shared(shared, 16, where);
+  simt::check_aligned(shared, 16, "wgmma operand", where);
+  const uint64_t address = (shared_address(shared) & 0x3ffff) >> 4;
+  return address | uint64_t{1} << 16 | uint64_t{512 >> 4} << 32 | uint64_t{2} << 62;
 }
 
 TT_DEVICE void wgmma_s8(int32_t (&d)[16], uint64_t a, uint64_t b, bool add, SIMT_WHERE) {
@@ -245,6 +267,24 @@ TT_DEVICE void wgmma_s8(int32_t (&d)[96], uint64_t a, uint64_t b, bool add, SIMT
 }
 TT_DEVICE void wgmma_s8(int32_t (&d)[128], uint64_t a, uint64_t b, bool add, SIMT_WHERE) {
   simt::issue_product(d, 256, a, b, add, where);
+}
+
+template <int kSums>
+TT_DEVICE void wgmma_sp_s8(int32_t (&d)[kSums], uint64_t a, uint64_t b, uint32_t e, bool add,
+                           SIMT_WHERE) {
+  simt::issue_product(d, 2 * kSums, a, b, add, where, simt::ProductKind::sparse_s8, 0, e);
+}
+template <int kSelect, int kSums>
+TT_DEVICE void wgmma_sp_bf16(float (&d)[kSums], uint64_t a, uint64_t b, uint32_t e, bool add,
+                             SIMT_WHERE) {
+  simt::issue_product(reinterpret_cast<simt::SumWord*>(d), 2 * kSums, a, b, add, where,
+                      simt::ProductKind::sparse_bf16, kSelect, e);
+}
+template <int kSelect, int kSums>
+TT_DEVICE void wgmma_sp_fp16(float (&d)[kSums], uint64_t a, uint64_t b, uint32_t e, bool add,
+                             SIMT_WHERE) {
+  simt::issue_product(reinterpret_cast<simt::SumWord*>(d), 2 * kSums, a, b, add, where,
+                      simt::ProductKind::sparse_fp16, kSelect, e);
 }
 
 }  // namespace
