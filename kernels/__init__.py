@@ -22,6 +22,7 @@ OPS = (
     "int8_mm",
     "int8_linear",
     "int8_weight_mm",
+    "sparse24_linear",
     "quantize_affine",
     "silu_mul_quantize_int8",
     "rms_norm_quantize_int8",

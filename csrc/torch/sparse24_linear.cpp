@@ -45,6 +45,11 @@ Tensor sparse24_linear(const Tensor& x, const Tensor& values, const Tensor& meta
   TT_CHECK(
       args.place.is_cuda(), kOp,
       ": expected tensors on a GPU, got them on the CPU, where a 2:4 weight is bitmap_linear's");
+  if (!cuda_serves(kOp, args.place)) {
+    const auto results = call_overload("trimtab::sparse24_linear", "triton", x, values, metadata,
+                                       weight_scale, bias, activation);
+    return torch::stable::detail::to<Tensor>(results[0]);
+  }
   const CudaCall call(kOp, args.place);
   const Rows rows = cuda_rows(x);
   const tt_sparse24_weight weight =
@@ -64,6 +69,9 @@ TT_OPS(m) {
   m.def(
       "sparse24_linear(Tensor x, Tensor values, Tensor metadata, Tensor? weight_scale=None, "
       "Tensor? bias=None, int activation=0) -> Tensor");
+  m.def(
+      "sparse24_linear.triton(Tensor x, Tensor values, Tensor metadata, "
+      "Tensor? weight_scale=None, Tensor? bias=None, int activation=0) -> Tensor");
   m.def(
       "sparse24_linear.inference(Tensor x, Tensor values, Tensor metadata, "
       "Tensor? weight_scale=None, Tensor? bias=None, int activation=0) -> Tensor");

@@ -107,6 +107,7 @@ TRITON = (
     "int8_linear.triton",
     "int8_weight_mm.triton",
     "int8_weight_mm.dequantized",
+    "sparse24_linear.triton",
     "quantize_affine",
     "quantize_affine.out",
     "dequantize_affine",

@@ -27,11 +27,12 @@ def sparse24_linear(
 ) -> Tensor:
     """``act(x @ weight.T + bias)`` for a weight [N, K] of which every group of four columns keeps two.
 
-    CUDA devices only, by ``mma.sp`` (PTX ISA, "mma.sp"); on a CPU a 2:4 weight is a bitmap weight, see
+    CUDA devices only, by ``mma.sp`` and ``wgmma.sp`` (PTX ISA); where CUDA C++ is missing by Triton,
+    which writes tiles of the dense weight out. On a CPU a 2:4 weight is a bitmap weight, see
     bitmap_linear. Float values: products are exact and summed in float32, in an order that is the same
     in every run (NUMERICS.md section 7). int8 values: ``x`` is quantized to int8 row by row, and the
     result has the bits of int8_linear with the dense weight. A pruned weight contributes nothing:
-    0 * Inf is not evaluated.
+    0 * Inf is not evaluated (by Triton it is).
 
     Args:
         x: bfloat16 or float16 [..., K], or any float with int8 values; any rank >= 1, any strides.

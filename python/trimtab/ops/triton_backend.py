@@ -146,6 +146,20 @@ def _int8_weight_mm(
     return out.reshape(*x.shape[:-1], N)
 
 
+def _sparse24_linear(
+    x: Tensor,
+    values: Tensor,
+    metadata: Tensor,
+    weight_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    activation: int = 0,
+) -> Tensor:
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    name = library.ACTIVATION_NAMES[activation]
+    out = _kernel("sparse24_linear")(rows, values, metadata, weight_scale, bias, name)
+    return out.reshape(*x.shape[:-1], out.shape[-1])
+
+
 def _int8_weight_mm_dequantized(
     x: Tensor,
     weight: Tensor,
