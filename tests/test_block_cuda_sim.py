@@ -90,6 +90,15 @@ def test_pruned_blocks_meet_no_inf(M, generator) -> None:
     assert got[[0, 1]].isfinite().all()
 
 
+def test_an_infinite_weight_stays_in_its_row(generator) -> None:
+    """Rows whose blocks fill no step are filled up with zeros, not with other blocks."""
+    x, values, *rest = operands((5, 96, 160, 0.5), 32, torch.bfloat16, generator)
+    values[0, 0, 0] = float("inf")
+    got = cuda_sim.Simulator(seed=5).block_linear(x, values, *rest[:2], None, None, 0, 96)
+    first = int((rest[0] > 0).nonzero()[0]) - 1  # the row of blocks that holds it
+    assert torch.equal((~got.isfinite()).any(0).nonzero()[:, 0], torch.tensor([32 * first]))
+
+
 def test_corrupt_weights_read_nothing_else(generator) -> None:
     """Indices out of range or falling: any result, no fault."""
     x, values, crow, col, _, _ = operands((5, 96, 120, 0.5), 32, torch.bfloat16, generator)
