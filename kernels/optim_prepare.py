@@ -29,6 +29,17 @@ from .optim_table import (
 NORM_ROWS = 4  # blocks of a program, one a warp
 PREPARE_ROWS = 128  # tensors of a program
 NORM_SUMS = tl.constexpr(256)  # of csrc/math/norm.h
+# Arguments that change from step to step: none of them is a reason to compile again.
+NEW_EACH_STEP = [
+    "grad_scale",
+    "found_inf",
+    "given_norm",
+    "norm_at",
+    "skipped_at",
+    "max_norm_bits",
+    "n_blocks",
+    "n_rows",
+]
 
 
 @triton.constexpr_function
@@ -202,6 +213,13 @@ def find_facts(
 
 
 @triton.jit
+def with_gradient(table_ptr, at, n_rows):
+    """Which of the tensors ``at`` there are, and have a gradient."""
+    mask = at < n_rows
+    return mask & (tl.load(table_ptr + at * ROW + GRAD, mask=mask, other=0) != 0)
+
+
+@triton.jit
 def next_step(row, mask):
     """Where the step counts of a vector of tensors are, which have one, and what they become."""
     step_at = tl.load(row + STEP, mask=mask, other=0)
@@ -244,19 +262,7 @@ def _make_constants(
     return product
 
 
-@triton.jit(
-    do_not_specialize=[
-        "grad_scale",
-        "found_inf",
-        "given_norm",
-        "norm_at",
-        "skipped_at",
-        "max_norm_bits",
-        "n_blocks",
-        "seed",
-        "n_rows",
-    ]
-)
+@triton.jit(do_not_specialize=[*NEW_EACH_STEP, "seed"])
 def optim_prepare_kernel(
     table_ptr,  # rows
     facts_ptr,
@@ -298,8 +304,7 @@ def optim_prepare_kernel(
     if skip == 0.0:
         at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
         row = table_ptr + at * ROW
-        mask = at < n_rows
-        mask = mask & (tl.load(row + GRAD, mask=mask, other=0) != 0)
+        mask = with_gradient(table_ptr, at, n_rows)
         step_at, counts, step = next_step(row, mask)
         product_at = tl.load(row + PRODUCT, mask=mask, other=0)
         multiplies = mask & (product_at != 0)
@@ -350,8 +355,7 @@ def optim_norm_and_constants_kernel(
         _norm_blocks(table_ptr, blocks_ptr, sums_ptr, n_blocks, DTYPES, MASKED, NORM_ROWS)
     else:
         at = (tl.program_id(0) - norm_grid).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-        mask = at < n_rows
-        mask = mask & (tl.load(table_ptr + at * ROW + GRAD, mask=mask, other=0) != 0)
+        mask = with_gradient(table_ptr, at, n_rows)
         _make_constants(
             table_ptr,
             groups_ptr,

@@ -14,11 +14,17 @@ import triton.language as tl
 from .optim_constants import CONSTANTS, LAMB_ADAPTS, LAMB_LR, LAMB_RATE
 from .optim_elements import facts_of, load, memory_of, open_param, open_state, prepared
 from .optim_memory import KEY_WORDS
-from .optim_prepare import all_sums, dtype_of, find_facts, next_step
+from .optim_prepare import (
+    NEW_EACH_STEP,
+    all_sums,
+    dtype_of,
+    find_facts,
+    next_step,
+    with_gradient,
+)
 from .optim_rules import lamb_direction
 from .optim_table import (
     FIRST_BLOCK,
-    GRAD,
     GRAD_KIND_AT,
     HAS_MASK,
     KIND,
@@ -152,25 +158,12 @@ def _probe(
 def _count_steps(table_ptr, n_rows, ROWS: tl.constexpr):
     for first in range(tl.program_id(0) * ROWS, n_rows, tl.num_programs(0) * ROWS):
         at = (first + tl.arange(0, ROWS)).to(tl.int64)
-        row = table_ptr + at * ROW
-        mask = at < n_rows
-        mask = mask & (tl.load(row + GRAD, mask=mask, other=0) != 0)
-        step_at, counts, step = next_step(row, mask)
+        mask = with_gradient(table_ptr, at, n_rows)
+        step_at, counts, step = next_step(table_ptr + at * ROW, mask)
         tl.store(step_at, step, mask=counts)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "grad_scale",
-        "found_inf",
-        "given_norm",
-        "norm_at",
-        "skipped_at",
-        "max_norm_bits",
-        "n_blocks",
-        "n_rows",
-    ]
-)
+@triton.jit(do_not_specialize=NEW_EACH_STEP)
 def optim_probe_kernel(
     table_ptr,  # rows
     facts_ptr,
