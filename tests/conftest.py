@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import cuda_sim
 import pytest
+import simt_build
 import torch
 
 from trimtab import ops
@@ -30,8 +31,8 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
         ops.set_isa(None)
         return
-    if shutil.which(cuda_sim.compiler()) is None:
-        pytest.skip(f"no {cuda_sim.compiler()} to compile csrc/cuda with")
+    if shutil.which(simt_build.compiler()) is None:
+        pytest.skip(f"no {simt_build.compiler()} to compile csrc/cuda with")
     sim = cuda_sim.Simulator(arch=int(request.param.removeprefix("cuda_sim_sm")))
     with cuda_sim.as_cpu(sim):
         yield request.param

@@ -14,6 +14,7 @@ from typing import Any
 
 import cuda_sim
 import numpy as np
+import sim_call
 import torch
 from torch import Tensor
 
@@ -59,7 +60,7 @@ def spans(rows: np.ndarray) -> tuple[list[Span], list[Span]]:
 
 
 def garbage(size: int) -> Tensor:
-    whole = cuda_sim.garbage(size + 64, dtype=torch.uint8)
+    whole = sim_call.garbage(size + 64, dtype=torch.uint8)
     start = -whole.data_ptr() % 64
     return whole[start : start + size]
 

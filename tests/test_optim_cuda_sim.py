@@ -10,12 +10,16 @@ from typing import Any
 import cuda_sim
 import numpy as np
 import pytest
+import sim_call
+import simt_build
 import torch
 from torch import Tensor
 
 from trimtab.optim import library
 
-pytestmark = pytest.mark.skipif(shutil.which(cuda_sim.compiler()) is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(
+    shutil.which(simt_build.compiler()) is None, reason="no C++ compiler"
+)
 
 # One tile is 1024 elements, a partial sum of the norm 4096.
 SIZES = (1, 7, 8, 33, 0, 1000, 1024, 1025, 5000)
@@ -61,7 +65,7 @@ FOLDED = tuple(RULES[i] for i in (0, 3, 6, 13, 20, 21))
 
 def empty_at(n: int, dtype: torch.dtype, offset: int) -> Tensor:
     """n elements that begin `offset` elements after a multiple of 64 bytes."""
-    whole = cuda_sim.garbage(n + 64 + offset, dtype=dtype)
+    whole = sim_call.garbage(n + 64 + offset, dtype=dtype)
     start = -whole.data_ptr() % 64 // whole.element_size() + offset
     return whole[start : start + n]
 
@@ -208,7 +212,7 @@ def test_rules(row: Any, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("row", FOLDED, ids=ident)
 def test_everything_folded_in(row: Any) -> None:
     """Unscaling, clipping, shrinkage, masks, averages, copies, zeroing; mixed dtypes."""
-    for seed, policy in enumerate(cuda_sim.POLICIES):
+    for seed, policy in enumerate(sim_call.POLICIES):
         sim = cuda_sim.Simulator(arch=90, seed=seed, policy=policy)
         options = {"grad_scale": 8.0, "found_inf": 0.0, "max_norm": 1.0, "zero_grad": 1}
         options["skip_nonfinite"] = 1

@@ -11,6 +11,7 @@ import numpy as np
 import optim_cases
 import optim_on_sim
 import pytest
+import simt_build
 import torch
 from torch import Tensor
 
@@ -19,7 +20,9 @@ from trimtab.ops import backend
 from trimtab.optim import device, library
 from trimtab.optim.plan import Plan, Run
 
-pytestmark = pytest.mark.skipif(shutil.which(cuda_sim.compiler()) is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(
+    shutil.which(simt_build.compiler()) is None, reason="no C++ compiler"
+)
 
 SIZES: tuple[Any, ...] = (1, 7, (3, 11), 1030, 2500)
 

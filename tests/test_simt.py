@@ -15,13 +15,14 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-import cuda_sim
 import mutants
 import pytest
+import sim_call
+import simt_build
 import torch
 
 pytestmark = pytest.mark.skipif(
-    shutil.which(cuda_sim.compiler()) is None, reason="no compiler for csrc/cuda"
+    shutil.which(simt_build.compiler()) is None, reason="no compiler for csrc/cuda"
 )
 
 POLICIES = ["late", "random", "early"]
@@ -29,7 +30,7 @@ POLICIES = ["late", "random", "early"]
 
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(cuda_sim.build()))
+    library = ctypes.CDLL(str(simt_build.build()))
     library.tt_last_error.restype = ctypes.c_char_p
     return library
 
@@ -57,7 +58,7 @@ def test_right_kernel(library, seed: int, policy: str, generator) -> None:
         b = torch.randint(-128, 128, (N, K), dtype=torch.int8, generator=generator)
         out, total = torch.full((M, N), -1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
         register(library, (a, False), (b, False), (out, True), (total, True))
-        library.simt_configure(ctypes.c_uint64(seed), 80, 4, cuda_sim.POLICIES[policy])
+        library.simt_configure(ctypes.c_uint64(seed), 80, 4, sim_call.POLICIES[policy])
         status = library.simt_product(*pointers(a, b, out, total), M, N, K)
         assert status == 0, library.tt_last_error().decode()
         want = (a.long() @ b.long().t()).int()
@@ -182,7 +183,7 @@ def spoiled() -> tuple[dict[str, str], list[tuple[str, mutants.Mutant]]]:
     """The sources with all faults in them, and (op, fault)."""
     texts, found = {}, []
     for name, (op, edits) in SOURCES.items():
-        folder = cuda_sim.SIMT if name.startswith("selftest") else cuda_sim.ROOT / "csrc/cuda"
+        folder = simt_build.SIMT if name.startswith("selftest") else simt_build.ROOT / "csrc/cuda"
         # What misuses the machine on purpose comes after.
         source, *rest = (folder / name).read_text().partition("// One misuse each")
         text, more = mutants.mutate(name, source, edits, len(found) + 1)
@@ -196,13 +197,15 @@ TEXTS, MUTANTS = spoiled()
 
 def build_driver(folder: Path, kernels: Path, options: Sequence[str]) -> Path:
     """The program of random calls, with the sources in kernels/cuda, where there are any, for the checkout's."""
-    sources = [*cuda_sim.HOST, cuda_sim.SIMT / "driver.cpp", cuda_sim.SIMT / "selftest.cu"]
-    sources += [path for path in cuda_sim.KERNELS if path.stem in DRIVEN]
+    sources = [*simt_build.HOST, simt_build.SIMT / "driver.cpp", simt_build.SIMT / "selftest.cu"]
+    sources += [path for path in simt_build.KERNELS if path.stem in DRIVEN]
     changed = {path.name: path for path in kernels.glob("cuda/*.cu")}
     sources = [changed.get(path.name, path) for path in sources]
-    objects = cuda_sim.build_objects(sources, options, kernels)
+    objects = simt_build.build_objects(sources, options, kernels)
     into = folder / "driver"
-    subprocess.run([cuda_sim.compiler(), *options, *map(str, objects), "-o", str(into)], check=True)
+    subprocess.run(
+        [simt_build.compiler(), *options, *map(str, objects), "-o", str(into)], check=True
+    )
     return into
 
 
@@ -212,9 +215,9 @@ DRIVEN = ("quantize_int8", "int8_mm", "int8_linear", "int8_weight_mm")
 @pytest.fixture(scope="module")
 def driver() -> Path:
     """The driver with all faults in it, none switched on."""
-    name = hashlib.sha256((cuda_sim.digest("mutants") + repr(TEXTS)).encode()).hexdigest()[:16]
-    folder = cuda_sim.BUILD / f"mutants-{name}"
-    with cuda_sim.locked():
+    name = hashlib.sha256((simt_build.digest("mutants") + repr(TEXTS)).encode()).hexdigest()[:16]
+    folder = simt_build.BUILD / f"mutants-{name}"
+    with simt_build.locked():
         (folder / "cuda").mkdir(parents=True, exist_ok=True)
         for file, text in TEXTS.items():
             (folder / "cuda" / file).write_text(text)
@@ -250,6 +253,6 @@ def test_mutant_is_caught(driver: Path, op: str, mutant: mutants.Mutant) -> None
 def test_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
     """Exact tensors on the heap with red zones around them, shared memory and stacks poisoned."""
     options = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
-    driver = build_driver(tmp_path, cuda_sim.ROOT / "csrc", options)
+    driver = build_driver(tmp_path, simt_build.ROOT / "csrc", options)
     run = drive(driver, "all", 0, 28, 0, 0)
     assert run.returncode == 0, run.stdout + run.stderr

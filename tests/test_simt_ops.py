@@ -18,13 +18,16 @@ import mutants
 import optim_cases
 import optim_on_sim
 import pytest
+import simt_build
 import torch
 from test_sparse24_linear import random_weight
 
 from trimtab import optim
 from trimtab.ops.sparse24_linear import sparse24_metadata, sparse24_rows
 
-pytestmark = pytest.mark.skipif(shutil.which(cuda_sim.compiler()) is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(
+    shutil.which(simt_build.compiler()) is None, reason="no C++ compiler"
+)
 
 # One index or count off by one; all of these expressions must stand in the sources. By the calls that show it.
 SOURCES: dict[str, tuple[str, dict[str, str]]] = {
@@ -95,7 +98,7 @@ def spoiled() -> tuple[dict[str, str], list[tuple[str, mutants.Mutant]]]:
     """The sources with all faults in them, and (calls, fault)."""
     texts, found = {}, []
     for name, (calls, edits) in SOURCES.items():
-        source = (cuda_sim.ROOT / "csrc/cuda" / name).read_text()
+        source = (simt_build.ROOT / "csrc/cuda" / name).read_text()
         texts[name], more = mutants.mutate(name, source, edits, len(found) + 1)
         found += [(calls, mutant) for mutant in more]
     return texts, found
@@ -106,15 +109,15 @@ TEXTS, MUTANTS = spoiled()
 
 @pytest.fixture(scope="module")
 def library() -> Path:
-    name = hashlib.sha256((cuda_sim.digest("mutants") + repr(TEXTS)).encode()).hexdigest()[:16]
-    folder = cuda_sim.BUILD / f"ops-mutants-{name}"
-    with cuda_sim.locked():
+    name = hashlib.sha256((simt_build.digest("mutants") + repr(TEXTS)).encode()).hexdigest()[:16]
+    folder = simt_build.BUILD / f"ops-mutants-{name}"
+    with simt_build.locked():
         (folder / "cuda").mkdir(parents=True, exist_ok=True)
         for file, text in TEXTS.items():
             (folder / "cuda" / file).write_text(text)
-    sources = [*cuda_sim.HOST, *(cuda_sim.ROOT / "csrc/cuda" / name for name in KERNELS)]
-    objects = cuda_sim.build_objects(sources, ("-O1",), folder)
-    cuda_sim.link(objects, folder / "libmutants.so")
+    sources = [*simt_build.HOST, *(simt_build.ROOT / "csrc/cuda" / name for name in KERNELS)]
+    objects = simt_build.build_objects(sources, ("-O1",), folder)
+    simt_build.link(objects, folder / "libmutants.so")
     return folder / "libmutants.so"
 
 

@@ -12,29 +12,30 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import cuda_sim
 import mutants
 import numpy as np
 import pytest
+import sim_call
+import simt_build
 import torch
 from cuda_sim import Simulator
 from torch import Tensor
 
 pytestmark = pytest.mark.skipif(
-    shutil.which(cuda_sim.compiler()) is None, reason=f"no {cuda_sim.compiler()}"
+    shutil.which(simt_build.compiler()) is None, reason=f"no {simt_build.compiler()}"
 )
 POLICIES = ("late", "random", "early")
 
 
 def built(folder: Path, objects: list[Path]) -> Path:
     into = folder / "libselftest.so"
-    cuda_sim.link([*objects, *cuda_sim.build_objects(cuda_sim.HOST)], into)
+    simt_build.link([*objects, *simt_build.build_objects(simt_build.HOST)], into)
     return into
 
 
 @pytest.fixture(scope="session")
 def selftest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    objects = cuda_sim.build_objects([cuda_sim.SIMT / "selftest_sm90.cu"])
+    objects = simt_build.build_objects([simt_build.SIMT / "selftest_sm90.cu"])
     return built(tmp_path_factory.mktemp("selftest"), objects)
 
 
@@ -50,7 +51,7 @@ def random_int8(rows: int, columns: int, seed: int) -> Tensor:
 def product(simulator: Simulator, M: int, N: int, K: int, mutation: int = 0) -> str | None:
     """What went wrong, or None. K a multiple of 16, N of 4."""
     a, b = random_int8(M, K, 1), random_int8(N, K, 2)
-    out = cuda_sim.garbage(M, N, dtype=torch.int32)
+    out = sim_call.garbage(M, N, dtype=torch.int32)
     arguments = (a, b, out, M, N, K, mutation)
     try:
         simulator.call("simt_sm90_product", *arguments, reads=[a, b], writes=[out])
@@ -235,7 +236,7 @@ HARMLESS = {
 def scaled_product(simulator: Simulator, case: tuple[int, ...]) -> Callable[[], str | None]:
     """Float32 sums times scales that are powers of two: exact."""
     M, N, K = case[:3]
-    a, b = cuda_sim.padded(random_int8(M, K, 1)), cuda_sim.padded(random_int8(N, K, 2))
+    a, b = sim_call.padded(random_int8(M, K, 1)), sim_call.padded(random_int8(N, K, 2))
     chance = np.random.default_rng(3)
     a_scale, b_scale = (
         torch.from_numpy(np.exp2(chance.integers(-3, 4, n)).astype(np.float32)) for n in (M, N)
@@ -262,12 +263,12 @@ def mutated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[mutant
     (folder / "cuda").mkdir()
     found: list[mutants.Mutant] = []
     for name in SOURCES:
-        source = (cuda_sim.ROOT / "csrc/cuda" / name).read_text()
+        source = (simt_build.ROOT / "csrc/cuda" / name).read_text()
         text, more = mutants.mutate(name, source, OFF_BY_ONE[name], len(found) + 1)
         (folder / "cuda" / name).write_text(text)
         found += more
     into = folder / "mutants.o"
-    cuda_sim.compile_object(cuda_sim.SIMT / "mutant_sm90.cu", into, folder, ["-O1"])
+    simt_build.compile_object(simt_build.SIMT / "mutant_sm90.cu", into, folder, ["-O1"])
     return built(folder, [into]), found
 
 

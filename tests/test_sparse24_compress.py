@@ -1,9 +1,12 @@
 """sparse24_compress: every instruction set and the CUDA kernel against the NumPy reference, bit for bit."""
 
+import ctypes
+
 import cases
 import cuda_sim
 import numpy as np
 import pytest
+import sim_sparse
 import torch
 
 from trimtab import ops
@@ -157,7 +160,7 @@ def test_bad_input() -> None:
         ops.sparse24_pack(torch.zeros(2, 2))
     sim, values = cuda_sim.Simulator(), np.zeros(1)
     weight = torch.zeros(4, 8)
-    out = cuda_sim.Sparse24Compressed(values.ctypes.data, 8, None, None)
-    arguments = (weight, weight.dtype, 8, 4, 8, cuda_sim.ctypes.byref(out), None, None)
+    out = sim_sparse.Sparse24Compressed(values.ctypes.data, 8, None, None)
+    arguments = (weight, weight.dtype, 8, 4, 8, ctypes.byref(out), None, None)
     with pytest.raises(RuntimeError, match="values in rows of at least 16 bytes, a multiple of 16"):
         sim.call("tt_sparse24_compress_cuda", *arguments, reads=[weight], writes=[])

@@ -8,6 +8,7 @@ import shutil
 import cases
 import cuda_sim
 import pytest
+import simt_build
 import torch
 import torch._dynamo.testing
 from sparse_cases import BLOCK, assert_near, mask_of, pruned
@@ -218,8 +219,8 @@ def test_autocast(form: tuple) -> None:
 @pytest.mark.parametrize("form", [torch.bfloat16, torch.int8], ids=cases.ident)
 def test_two_of_four_on_tensor_cores(monkeypatch, form: torch.dtype) -> None:
     """As on a GPU, by the simulator: values and metadata, the CPU's checkpoint, the same answers."""
-    if shutil.which(cuda_sim.compiler()) is None:
-        pytest.skip(f"no {cuda_sim.compiler()} to compile csrc/cuda with")
+    if shutil.which(simt_build.compiler()) is None:
+        pytest.skip(f"no {simt_build.compiler()} to compile csrc/cuda with")
     int8 = form == torch.int8
     dense, layer = make(("2:4", int8), 84, 20, torch.bfloat16)
     assert "metadata" not in layer._buffers
