@@ -17,6 +17,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import stdev
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
@@ -347,10 +348,28 @@ def structured(rows: Rows) -> str:
     return f"{text}\nGeomean {geomean(ratios):.2f} ×, worst {min(ratios):.2f} ×.\n"
 
 
+def training_seeds(rows: Rows) -> str:
+    """A row a model and optimizer: the loss over seeds, and how far from fp32 it is on average."""
+    losses: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        losses.setdefault((row["mode"], row["provider"]), []).append(float(row["y_50"]))
+    body = []
+    for (model, name), values in losses.items():
+        first = next(other for kind, other in losses if kind == model)
+        base = losses[model, first]
+        gap = sum(values) / len(values) - sum(base) / len(base)
+        cells = [model, name, f"{sum(values) / len(values):.4f}", f"{stdev(values):.4f}"]
+        body.append([*cells, "" if name == first else f"{gap:+.4f}"])
+    seeds = len({row["x_value"] for row in rows})
+    head = ["model", "optimizer", "last epoch's loss", "seeds' deviation", "gap to fp32"]
+    return f"{seeds} seeds, {extra(rows[0])['steps']} steps each:\n\n{markdown(head, body)}"
+
+
 PARTS: dict[str, Callable[[Rows], str]] = {
     "demo": demo,
     "demo_training": demo_training,
     "demo_pruning": demo_pruning,
+    "training_seeds": training_seeds,
     "optim": optim,
     "bitmap_linear": sparse_products,
     "block_linear": sparse_products,

@@ -147,3 +147,16 @@ def test_sparse(tmp_path: Path) -> None:
         assert extra["bytes"] <= extra["dense"]
     providers = {row["provider"] for row in rows(tmp_path, "sparse_peers")}
     assert {"trimtab bf16 bitmap", "trimtab int8 bitmap", "trimtab int8", "torch bf16"} <= providers
+
+
+def test_training_seeds(tmp_path: Path) -> None:
+    """A loss for each model, optimizer and seed; README's table is made from such rows."""
+    done = bench("training_seeds", tmp_path, "--quick", "--threads", "2")
+    assert done.returncode == 0, done.stderr
+    found = rows(tmp_path, "training_seeds")
+    assert (
+        len({(row["mode"], row["provider"], row["x_value"]) for row in found}) == len(found) == 16
+    )
+    assert all(0 < float(row["y_50"]) < 3 and row["metric"] == "loss" for row in found)
+    first = [row["y_50"] for row in found if row["provider"] == "trimtab AdamW"]
+    assert len(set(first)) == 4  # models and seeds differ

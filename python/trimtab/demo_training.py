@@ -197,8 +197,8 @@ def train(
             bar.advance()
 
 
-def batches(count: int) -> Iterator[Tensor]:
-    """Indices of a batch, epoch after epoch, in an order that is always the same."""
-    generator = torch.Generator().manual_seed(1)
+def batches(count: int, seed: int = 1) -> Iterator[Tensor]:
+    """Indices of a batch, epoch after epoch, in an order that is always the same for a seed."""
+    generator = torch.Generator().manual_seed(seed)
     while True:
         yield from torch.randperm(count, generator=generator)[: count // BATCH * BATCH].split(BATCH)
