@@ -45,7 +45,7 @@ BitmapKernel bitmap_kernel(tt_isa isa, const tt_bitmap& weight, int64_t M, int64
     const bool pays = !tiles || K >= (M - 1) * 1024, many_kept = weight.count > N * K / 5;
     if (dtype == TT_I8 && pays && M <= (tiles ? 3 : kBitmapDotRows))
       return {PanelCell::kInt8, bitmap_dots_int8_vbmi2_avx512, true, kInL2, row_int8};
-    if (dtype == TT_BF16 && finite && pays && M <= (tiles ? 2 : many_kept ? kBitmapDotRows : 4))
+    if (dtype == TT_BF16 && finite && pays && M <= (tiles ? 1 : many_kept ? kBitmapDotRows : 4))
       return {PanelCell::kF32, bitmap_dots_bf16_vbmi2_avx512, true, kInL2, row_bf16};
   }
   if (isa == TT_ISA_AMX && has_avx512_vbmi2() && K > 0) {

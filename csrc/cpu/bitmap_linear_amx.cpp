@@ -1,72 +1,25 @@
-// AMX: 32 or 16 rows of the weight are expanded into tiles (vpexpandw or vpexpandb, the bits as mask), 16 rows
-// and 64 bytes of K each, and meet panels of 16 rows of x.
+// AMX: 32 rows of the weight are expanded into tiles (vpexpandw or vpexpandb, the bits as mask), 16 rows and 64
+// bytes of K each, and meet panels of 16 rows of x, two at a time. For few panels see
+// bitmap_linear_few_amx.cpp.
 //
-//   Expanding is the cost for few rows of x: a row's 64 bytes take two uops of vpexpand and one of kmov, all
-//   on port 5, so 3 cycles, 48 a tile; a product takes 16. So two chunks of K alternate: while the tile unit
-//   multiplies one, the vector unit expands the next, some rows between any two products. Up to two panels of
-//   x the sums stay in tiles over all of K; with more they wait in memory between the chunks.
-//
-//   16 rows for up to two panels: their two chunks leave L1 room for what streams through it. With more panels
-//   a tile of x has to serve 32.
+//   Two chunks of K alternate: while the tile unit multiplies one, the vector unit expands the next, some rows
+//   between any two products. The sums wait in memory between the chunks.
 //
 //   Rows are read side by side, so no hardware prefetcher sees a stream. The rows that come next lie in one
 //   piece, values and bits alike, and are asked for in order, a share with every row that is expanded.
-#include <immintrin.h>
-
 #include <cstring>
 
-#include "cpu/bitmap_kernels.h"
+#include "cpu/bitmap_tiles.h"
 #include "cpu/scratch.h"
 #include "math/dtypes.h"
 
 namespace trimtab {
 namespace {
 
-constexpr int kTileBytes = 1024;
+constexpr int kTall = 2;  // row tiles of the weight that are expanded together
+constexpr int kRows = 16 * kTall;
 constexpr int kChunk = 8;  // steps of K expanded ahead
-
-// kTall: row tiles of the weight, 16 rows each, that are expanded together.
-constexpr int rows_of(int kTall) { return 16 * kTall; }
-constexpr int64_t slot_bytes(int kTall) { return kTall * kChunk * kTileBytes; }
-
-struct Bf16 {
-  using Value = uint16_t;
-  using Word = uint32_t;  // the bits of a step
-  static inline __m512i expand(Word bits, const Value* from) {
-    return _mm512_maskz_expandloadu_epi16(bits, from);
-  }
-};
-
-struct Int8 {
-  using Value = int8_t;
-  using Word = uint64_t;
-  static inline __m512i expand(Word bits, const Value* from) {
-    return _mm512_maskz_expandloadu_epi8(bits, from);
-  }
-};
-
-#define TT_TILE_DOT(sum, a, b)                                                  \
-  do {                                                                          \
-    if constexpr (sizeof(typename Cell::Value) == 2) _tile_dpbf16ps(sum, a, b); \
-    else _tile_dpbssd(sum, a, b);                                               \
-  } while (0)
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// Tile state lives as long as this object: left behind, it would slow every context switch.
-struct Tiles {
-  Tiles() {
-    TileConfig config;
-    // GCC's intrinsic declares that it reads 8 of the 64 bytes; this, that all are needed.
-    __asm__ volatile("" : "+m"(config));
-    _tile_loadconfig(&config);
-  }
-  ~Tiles() { _tile_release(); }
-};
+constexpr int64_t kSlotBytes = kTall * kChunk * kTileBytes;
 
 // Asks for a piece of memory, an equal share with each call; what it asks for past the end does no harm.
 struct Ahead {
@@ -85,10 +38,9 @@ struct Ahead {
 };
 
 // Expands the weight's rows [n_begin, n_end), kRows at a time, chunk by chunk of K, a row with each advance().
-template <class Cell, int kTall>
+template <class Cell>
 class Expander {
  public:
-  static constexpr int kRows = rows_of(kTall);
   using Value = typename Cell::Value;
   using Word = typename Cell::Word;
 
@@ -171,26 +123,22 @@ class Expander {
   Ahead values_ahead_, bits_ahead_;
 };
 
-// Sums (tiles 0 to 3: panel, row tile) += kTall row tiles of a chunk times kPanels panels, `steps` steps; the
+// Sums (tiles 0 to 3: panel, row tile) += the row tiles of a chunk times kPanels panels, `steps` steps; the
 // next chunk's rows are expanded between them, up to `until` in equal parts.
-template <class Cell, int kTall, int kPanels>
+template <class Cell, int kPanels>
 inline void multiply(const char* a, const char* x, int64_t x_panel, int steps,
-                     Expander<Cell, kTall>& expander, int from, int until) {
+                     Expander<Cell>& expander, int from, int until) {
   constexpr int64_t kLower = kChunk * kTileBytes;
   for (int i = 0; i < steps; ++i, a += kTileBytes, x += kTileBytes) {
     _tile_stream_loadd(7, x, 64);
     _tile_loadd(6, a, 64);
     TT_TILE_DOT(0, 6, 7);
-    if constexpr (kTall > 1) {
-      _tile_loadd(6, a + kLower, 64);
-      TT_TILE_DOT(1, 6, 7);
-    }
+    _tile_loadd(6, a + kLower, 64);
+    TT_TILE_DOT(1, 6, 7);
     if constexpr (kPanels > 1) {
       _tile_stream_loadd(7, x + x_panel, 64);
-      if constexpr (kTall > 1) {
-        TT_TILE_DOT(3, 6, 7);
-        _tile_loadd(6, a, 64);
-      }
+      TT_TILE_DOT(3, 6, 7);
+      _tile_loadd(6, a, 64);
       TT_TILE_DOT(2, 6, 7);
     }
     expander.advance(from + (until - from) * (i + 1) / steps);
@@ -207,26 +155,26 @@ inline void zero_sums() {
   }
 }
 
-// sums [panel][16 kTall][16 m]
-template <int kTall, int kPanels>
+// sums [panel][kRows][16 m]
+template <int kPanels>
 inline void load_sums(const char* sums) {
-  constexpr int64_t kPanelBytes = rows_of(kTall) * 64;
+  constexpr int64_t kPanelBytes = kRows * 64;
   _tile_loadd(0, sums, 64);
-  if constexpr (kTall > 1) _tile_loadd(1, sums + kTileBytes, 64);
+  _tile_loadd(1, sums + kTileBytes, 64);
   if constexpr (kPanels > 1) {
     _tile_loadd(2, sums + kPanelBytes, 64);
-    if constexpr (kTall > 1) _tile_loadd(3, sums + kPanelBytes + kTileBytes, 64);
+    _tile_loadd(3, sums + kPanelBytes + kTileBytes, 64);
   }
 }
 
-template <int kTall, int kPanels>
+template <int kPanels>
 inline void store_sums(char* sums) {
-  constexpr int64_t kPanelBytes = rows_of(kTall) * 64;
+  constexpr int64_t kPanelBytes = kRows * 64;
   _tile_stored(0, sums, 64);
-  if constexpr (kTall > 1) _tile_stored(1, sums + kTileBytes, 64);
+  _tile_stored(1, sums + kTileBytes, 64);
   if constexpr (kPanels > 1) {
     _tile_stored(2, sums + kPanelBytes, 64);
-    if constexpr (kTall > 1) _tile_stored(3, sums + kPanelBytes + kTileBytes, 64);
+    _tile_stored(3, sums + kPanelBytes + kTileBytes, 64);
   }
 }
 
@@ -239,16 +187,14 @@ struct Chunk {
 };
 
 // One chunk against panels [p, p + kPanels) of x. sums: those panels' place in memory.
-template <class Cell, int kTall, int kPanels>
+template <class Cell, int kPanels>
 void chunk_times_panels(const BitmapBlock& s, const SparseOutput& output, const Chunk& chunk,
-                        int64_t p, char* sums, bool keep, Expander<Cell, kTall>& expander, int from,
-                        int until) {
-  constexpr int kRows = rows_of(kTall);
+                        int64_t p, char* sums, Expander<Cell>& expander, int from, int until) {
   if (chunk.first) zero_sums<kPanels>();
-  else if (!keep) load_sums<kTall, kPanels>(sums);
+  else load_sums<kPanels>(sums);
   const char* x = static_cast<const char*>(s.x) + p * s.panel_bytes + chunk.step * kTileBytes;
-  multiply<Cell, kTall, kPanels>(chunk.a, x, s.panel_bytes, chunk.steps, expander, from, until);
-  if (chunk.last || !keep) store_sums<kTall, kPanels>(sums);
+  multiply<Cell, kPanels>(chunk.a, x, s.panel_bytes, chunk.steps, expander, from, until);
+  store_sums<kPanels>(sums);
   if (!chunk.last) return;
   const int cols = int(s.n_end - chunk.n < kRows ? s.n_end - chunk.n : kRows);
   for (int i = 0; i < kPanels; ++i) {
@@ -258,10 +204,8 @@ void chunk_times_panels(const BitmapBlock& s, const SparseOutput& output, const 
   }
 }
 
-template <class Cell, int kTall>
-bool block_tall(const BitmapBlock& s, const SparseOutput& output) {
-  constexpr int kRows = rows_of(kTall);
-  constexpr int64_t kSlotBytes = slot_bytes(kTall);
+template <class Cell>
+bool block(const BitmapBlock& s, const SparseOutput& output) {
   const int64_t panels = (s.rows + kSparseM - 1) / kSparseM;
   const int64_t steps = s.panel_bytes / kTileBytes;
   char* scratch = static_cast<char*>(
@@ -269,10 +213,9 @@ bool block_tall(const BitmapBlock& s, const SparseOutput& output) {
   if (scratch == nullptr) return false;
   char* sums = scratch + 2 * kSlotBytes;
   const Tiles tiles;
-  Expander<Cell, kTall> expander(s, steps);
+  Expander<Cell> expander(s, steps);
   expander.begin_chunk(scratch);
   expander.advance(kRows);
-  const bool keep = panels <= 2;
   Chunk chunk{scratch, 0, 0, true, false, s.n_begin};
   for (bool more = true; more;) {
     chunk.steps = int(steps - chunk.step < kChunk ? steps - chunk.step : kChunk);
@@ -285,9 +228,8 @@ bool block_tall(const BitmapBlock& s, const SparseOutput& output) {
       const int until = more ? int(panels - p <= 2 ? kRows : kRows * (p + 2) / panels) : 0;
       char* place = sums + p * kRows * 64;
       if (panels - p > 1)
-        chunk_times_panels<Cell, kTall, 2>(s, output, chunk, p, place, keep, expander, from, until);
-      else
-        chunk_times_panels<Cell, kTall, 1>(s, output, chunk, p, place, keep, expander, from, until);
+        chunk_times_panels<Cell, 2>(s, output, chunk, p, place, expander, from, until);
+      else chunk_times_panels<Cell, 1>(s, output, chunk, p, place, expander, from, until);
     }
     chunk.a = other;
     chunk.step += chunk.steps;
@@ -299,19 +241,19 @@ bool block_tall(const BitmapBlock& s, const SparseOutput& output) {
   return true;
 }
 
-template <class Cell>
-bool block(const BitmapBlock& s, const SparseOutput& output) {
-  const bool few = s.rows <= 2 * kSparseM && s.panel_bytes >= 2 * kChunk * kTileBytes;
-  return few ? block_tall<Cell, 1>(s, output) : block_tall<Cell, 2>(s, output);
+// Whether the kernels of few rows are faster; with short K the third panel costs them more than it does here.
+bool few(const BitmapBlock& s) {
+  constexpr int64_t kShort = 16 * kTileBytes;
+  return s.rows <= (s.panel_bytes < kShort ? 2 : kBitmapFewPanels) * kSparseM;
 }
 
 }  // namespace
 
 bool bitmap_block_bf16_amx(const BitmapBlock& s, const SparseOutput& output) {
-  return block<Bf16>(s, output);
+  return few(s) ? bitmap_few_bf16_amx(s, output) : block<Bf16>(s, output);
 }
 bool bitmap_block_int8_amx(const BitmapBlock& s, const SparseOutput& output) {
-  return block<Int8>(s, output);
+  return few(s) ? bitmap_few_int8_amx(s, output) : block<Int8>(s, output);
 }
 
 }  // namespace trimtab

@@ -5,7 +5,7 @@
 //   int8: w + 128 is unsigned, as vpdpbusd wants it. What is not kept counts as 128 too, so sum_k (w + 128) x
 //   is too large by 128 sum_k x, whatever is kept. One cycle a row of x.
 //   bf16: the even and the odd k of 32 widened by a shift and a mask, x likewise apart: 1 cycle, and 1 a row
-//   of x. vdpbf16ps would take 2 a row.
+//   of x. vdpbf16ps would take 2 a row, all of port 5 (measured beside vpexpandw).
 #include <immintrin.h>
 
 #include <cstring>
@@ -15,7 +15,8 @@
 namespace trimtab {
 namespace {
 
-// Bytes asked for before they are needed: the streamers stop at each page of 4 KiB.
+// Bytes asked for before they are needed: the streamers stop at each page of 4 KiB. Once for four
+// words of bits: with every word it took a tenth of the time.
 constexpr int64_t kValuesAhead = 4096, kBitsAhead = 1024;
 
 struct Int8 {
@@ -69,8 +70,8 @@ struct Bf16 {
   static int32_t excess(const char*, int64_t) { return 0; }
 };
 
-// sums [m] of one row of the weight; x [kRows], rows x_bytes apart
-template <class D, int kRows>
+// sums [m] of one row of the weight; x [kRows], rows x_bytes apart; kLines: of values asked for
+template <class D, int kRows, int kLines>
 void dot_row(const uint8_t* bits, int64_t row_bytes, const void* from, const char* x,
              int64_t x_bytes, const int32_t* excess, uint32_t* sums) {
   // Sums in turn where there are few: a dot takes longer than a word does.
@@ -80,11 +81,10 @@ void dot_row(const uint8_t* bits, int64_t row_bytes, const void* from, const cha
   for (auto& set : sum)
     for (auto& row : set)
       for (auto& part : row) part = typename D::Sum{};
-  const auto step = [&](int set, int64_t byte) {
+  const auto step = [&](int set, int64_t byte) __attribute__((always_inline)) {
     typename D::Word word;
     std::memcpy(&word, bits + byte, sizeof word);
     __m512i part[D::kParts];
-    _mm_prefetch(reinterpret_cast<const char*>(values) + kValuesAhead, _MM_HINT_T0);
     D::expand(word, values, part);
     values += __builtin_popcountll(word);
     for (int m = 0; m < kRows; ++m)
@@ -94,10 +94,18 @@ void dot_row(const uint8_t* bits, int64_t row_bytes, const void* from, const cha
   };
   int64_t byte = 0;
   constexpr int64_t kWord = sizeof(typename D::Word);
+  for (; byte + 4 * kWord <= row_bytes; byte += 4 * kWord) {
+    for (int i = 0; i < kLines; ++i)
+      _mm_prefetch(reinterpret_cast<const char*>(values) + kValuesAhead + i * 64, _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(bits) + byte + kBitsAhead, _MM_HINT_T0);
+    step(0, byte);
+    step(kSets - 1, byte + kWord);
+    step(0, byte + 2 * kWord);
+    step(kSets - 1, byte + 3 * kWord);
+  }
   for (; byte + 2 * kWord <= row_bytes; byte += 2 * kWord) {
     step(0, byte);
     step(kSets - 1, byte + kWord);
-    _mm_prefetch(reinterpret_cast<const char*>(bits) + byte + kBitsAhead, _MM_HINT_T0);
   }
   if (byte < row_bytes) step(0, byte);  // int8: an odd number of words
   for (int m = 0; m < kRows; ++m) {
@@ -108,13 +116,27 @@ void dot_row(const uint8_t* bits, int64_t row_bytes, const void* from, const cha
   }
 }
 
+using DotFn = void (*)(const uint8_t*, int64_t, const void*, const char*, int64_t, const int32_t*,
+                       uint32_t*);
+
+template <class D, int kLines>
+DotFn dot_of_rows(int64_t rows) {
+  static constexpr DotFn kDots[kBitmapDotRows] = {
+      dot_row<D, 1, kLines>, dot_row<D, 2, kLines>, dot_row<D, 3, kLines>, dot_row<D, 4, kLines>,
+      dot_row<D, 5, kLines>, dot_row<D, 6, kLines>, dot_row<D, 7, kLines>, dot_row<D, 8, kLines>};
+  return kDots[rows - 1];
+}
+
+template <class D>
+DotFn dot_fn(const BitmapBlock& s) {
+  // Of 256 bytes at most two lines are kept: with some slack, since rows differ.
+  const bool few = s.weight.count < s.N * s.K / 100 * 45;
+  return few ? dot_of_rows<D, 2>(s.rows) : dot_of_rows<D, 4>(s.rows);
+}
+
 template <class D>
 bool dots(const BitmapBlock& s, const SparseOutput& output) {
-  using DotFn = void (*)(const uint8_t*, int64_t, const void*, const char*, int64_t, const int32_t*,
-                         uint32_t*);
-  static constexpr DotFn kDots[kBitmapDotRows] = {dot_row<D, 1>, dot_row<D, 2>, dot_row<D, 3>,
-                                                  dot_row<D, 4>, dot_row<D, 5>, dot_row<D, 6>,
-                                                  dot_row<D, 7>, dot_row<D, 8>};
+  const DotFn dot = dot_fn<D>(s);
   alignas(64) uint32_t sums[kSparseTileN * kSparseM] = {};
   const auto* values = static_cast<const typename D::Value*>(s.weight.values);
   const char* x = static_cast<const char*>(s.x);
@@ -123,9 +145,8 @@ bool dots(const BitmapBlock& s, const SparseOutput& output) {
   for (int64_t n = s.n_begin; n < s.n_end; n += kSparseTileN) {
     const int cols = int(s.n_end - n < kSparseTileN ? s.n_end - n : kSparseTileN);
     for (int col = 0; col < cols; ++col)
-      kDots[s.rows - 1](s.weight.bits + (n + col) * s.row_bytes, s.row_bytes,
-                        values + s.weight.row_start[n + col], x, s.panel_bytes, excess,
-                        sums + col * kSparseM);
+      dot(s.weight.bits + (n + col) * s.row_bytes, s.row_bytes,
+          values + s.weight.row_start[n + col], x, s.panel_bytes, excess, sums + col * kSparseM);
     sparse_store(output, sums, kSparseM, 0, int(s.rows), n, cols);
   }
   return true;
