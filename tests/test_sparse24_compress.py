@@ -59,7 +59,16 @@ def test_on_a_cpu(dtype, isa, generator) -> None:
 def test_all_orders_of_a_group(dtype, isa) -> None:
     """Four magnitudes in every order and every pattern of ties, in each group of a vector's length."""
     group = torch.cartesian_prod(*[torch.tensor([0, 1, 2, 3])] * 4)  # [256, 4]
-    weight = (group * torch.tensor([1, -1, 1, -1])).reshape(8, 128).to(dtype)
+    signs = torch.tensor([1, -1, 1, -1])
+    weight = (group * signs).reshape(8, 128).to(dtype)
+    check(ops.sparse24_compress(weight), weight)
+    # Neighbours: the next number of the type is larger, if by the last bit.
+    if dtype == torch.int8:
+        weight = ((100 + group) * signs).reshape(8, 128).to(dtype)
+    else:
+        bits = torch.int32 if dtype == torch.float32 else torch.int16
+        one = torch.ones(1, dtype=dtype).view(bits)
+        weight = (group.to(bits) + one).view(dtype).mul(signs).reshape(8, 128)
     check(ops.sparse24_compress(weight), weight)
 
 
