@@ -1,5 +1,6 @@
 // bits_max(a, b): lane by lane the larger bit pattern as a signed integer; bits_max_across(a): of all lanes. For a, b >= 0 that is the
 // larger float, with Inf and then NaN on top, so that a reduction keeps a NaN where max() loses it.
+// unsigned_max(a, b): as unsigned integers, for b whose sign is set in a NaN only.
 #pragma once
 #include "math/f32x1.h"
 #if defined(__AVX512F__)
@@ -14,10 +15,14 @@ namespace {
 TT_INLINE F32x1 bits_max(F32x1 a, F32x1 b) {
   return int32_t(float_bits(a.v)) > int32_t(float_bits(b.v)) ? a : b;
 }
+TT_INLINE F32x1 unsigned_max(F32x1 a, F32x1 b) { return float_bits(a.v) > float_bits(b.v) ? a : b; }
 TT_INLINE float bits_max_across(F32x1 a) { return a.v; }
 #if defined(__AVX512F__)
 TT_INLINE F32x16 bits_max(F32x16 a, F32x16 b) {
   return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)));
+}
+TT_INLINE F32x16 unsigned_max(F32x16 a, F32x16 b) {
+  return _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)));
 }
 TT_INLINE float bits_max_across(F32x16 a) {
   return float_from_bits(uint32_t(_mm512_reduce_max_epi32(_mm512_castps_si512(a.v))));
@@ -25,6 +30,9 @@ TT_INLINE float bits_max_across(F32x16 a) {
 #elif defined(__AVX2__)
 TT_INLINE F32x8 bits_max(F32x8 a, F32x8 b) {
   return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a.v), _mm256_castps_si256(b.v)));
+}
+TT_INLINE F32x8 unsigned_max(F32x8 a, F32x8 b) {
+  return _mm256_castsi256_ps(_mm256_max_epu32(_mm256_castps_si256(a.v), _mm256_castps_si256(b.v)));
 }
 TT_INLINE float bits_max_across(F32x8 a) {
   const __m256i w = _mm256_castps_si256(a.v);

@@ -80,25 +80,32 @@ inline float inverse_scale(float scale) {
   return 1.0f / scale < 3.4028234e38f ? 1.0f / scale : 3.4028234e38f;
 }
 
+// Four vectors; element: number of the first, mod 2^32.
+template <class V, bool kSigned, bool kStochastic>
+TT_INLINE void encode_vectors(const float* from, V inverse, RandomKey key, uint32_t element,
+                              uint8_t* codes) {
+  using U = typename WordsOf<V>::type;
+  V steps[4];
+  for (int k = 0; k < 4; ++k) {
+    const V x = V::load(from + k * V::lanes);
+    if (kStochastic) {
+      const U bits = random_bits(key, U::from(element + uint32_t(k * V::lanes)));
+      steps[k] = dynamic_stochastic<kSigned>(x, inverse, uniform<V>(bits));
+    } else {
+      steps[k] = dynamic_nearest<kSigned>(x, inverse);
+    }
+  }
+  U::store_codes(steps, kDynamicBias<kSigned>, codes);
+}
+
 // All of a block, or what there is rounded up to a multiple of kCodeGroup.
 template <class V, bool kSigned, bool kStochastic>
 void encode_block(const float* from, float scale, RandomKey key, uint32_t element, uint8_t* codes,
                   int64_t n) {
-  using U = typename WordsOf<V>::type;
   const V inverse(inverse_scale(scale));
   for (int64_t i = 0; i < n; i += 4 * V::lanes) {
-    V steps[4];
-    for (int k = 0; k < 4; ++k) {
-      const int64_t at = i + k * V::lanes;
-      const V x = V::load(from + at);
-      if (kStochastic) {
-        const U bits = random_bits(key, U::from(element + uint32_t(at)));
-        steps[k] = dynamic_stochastic<kSigned>(x, inverse, uniform<V>(bits));
-      } else {
-        steps[k] = dynamic_nearest<kSigned>(x, inverse);
-      }
-    }
-    U::store_codes(steps, kDynamicBias<kSigned>, codes + i);
+    encode_vectors<V, kSigned, kStochastic>(from + i, inverse, key, element + uint32_t(i),
+                                            codes + i);
   }
 }
 

@@ -84,5 +84,13 @@ struct WordsOf<F32x16> {
   using type = U32x16;
 };
 
+// The truth table 0x78: the first operand, flipped where both others are 1.
+TT_INLINE F32x16 flip_sign(F32x16 a, F32x16 b) {
+  return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
+      _mm512_castps_si512(a.v), _mm512_castps_si512(b.v), _mm512_set1_epi32(INT32_MIN), 0x78));
+}
+// One instruction: the larger magnitude, without sign.
+TT_INLINE F32x16 max_magnitude(F32x16 a, F32x16 b) { return _mm512_range_ps(a.v, b.v, 0b1011); }
+
 }  // namespace
 }  // namespace trimtab

@@ -80,5 +80,10 @@ struct WordsOf<F32x8> {
   using type = U32x8;
 };
 
+TT_INLINE F32x8 flip_sign(F32x8 a, F32x8 b) {
+  return _mm256_xor_ps(a.v, bit_and(b, 0x80000000u).v);
+}
+TT_INLINE F32x8 max_magnitude(F32x8 a, F32x8 b) { return max(abs(a), b); }
+
 }  // namespace
 }  // namespace trimtab

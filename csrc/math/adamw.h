@@ -59,7 +59,8 @@ struct Adam {
       x = select(is_nan(x) | (v < x), x, v);
       largest = x;
     }
-    p = add_quotient(p, c.minus_step_size, m, sqrt(largest) / V(c.correction2_sqrt) + V(c.eps));
+    p = add_quotient(p, c.minus_step_size, m,
+                     divide_root(sqrt(largest), c.correction2_sqrt) + V(c.eps));
   }
 };
 

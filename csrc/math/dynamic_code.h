@@ -109,9 +109,24 @@ constexpr DynamicCode dynamic_code(bool is_signed) {
   return c;
 }
 
+// Of codes with sign, as vectors of 16 read them: for f = 4 s, which has the exponents 2 to 9, and 0 for s = 0.
+struct DynamicQuadruple {
+  float slope[16], offset[16];  // entry (e + 127) & 15 belongs to the f of exponent e, entry 0 to 0
+};
+
+constexpr DynamicQuadruple dynamic_quadruple(const DynamicCode& c) {
+  DynamicQuadruple q{};
+  for (int i = 0; i < 8; ++i) {
+    q.slope[i + 1] = 0.25f * c.slope[(i + 127) & 15];
+    q.offset[i + 1] = c.offset[(i + 127) & 15];
+  }
+  return q;
+}
+
 template <bool kSigned>
 struct DynamicTable {
   static constexpr DynamicCode code = dynamic_code(kSigned);
+  static constexpr DynamicQuadruple quadruple = dynamic_quadruple(code);
 };
 
 // Where the table of kSigned lies; CUDA, which keeps it in shared memory, says so itself.
@@ -141,15 +156,22 @@ TT_INLINE V dynamic_magnitude(V t) {
 // value(code), for the code as a number.
 template <bool kSigned, class V>
 TT_INLINE V dynamic_value(V code) {
-  if (!kSigned) return dynamic_magnitude<false>(code + V(1.0f));
+  if constexpr (!kSigned) return dynamic_magnitude<false>(code + V(1.0f));
+  if constexpr (WordsOf<V>::type::has_lookup32) {  // a multiple of s makes 0 no exception
+    constexpr const DynamicQuadruple& q = DynamicTable<true>::quadruple;
+    const V f = fma(code, V(4.0f), V(-508.0f));
+    const auto at = exponent_index(f);
+    return fma(f, at.lookup16(q.slope), flip_sign(at.lookup16(q.offset), f));
+  }
   const V s = code - V(127.0f);
   return copysign(dynamic_magnitude<true>(abs(s)), s);
 }
 
 // |x| * inverse; 2^-23, which is coded like 0, for less and for NaN.
-template <class V>
+template <bool kSigned, class V>
 TT_INLINE V dynamic_ratio(V x, V inverse) {
-  return max(abs(x) * inverse, V(1.1920928955078125e-7f));
+  constexpr float kLeast = 1.1920928955078125e-7f;
+  return kSigned ? max_magnitude(x * inverse, V(kLeast)) : max(x * inverse, V(kLeast));
 }
 
 template <class V>
@@ -192,7 +214,7 @@ constexpr int kDynamicBias = kSigned ? 127 : -1;
 template <bool kSigned, class V>
 TT_INLINE V dynamic_nearest(V x, V inverse) {
   const DynamicCode& c = TT_DYNAMIC_TABLE;
-  const V y = dynamic_ratio(x, inverse);
+  const V y = dynamic_ratio<kSigned>(x, inverse);
   const DynamicLine<V> line = dynamic_line(y, c, c.nearest);
   return dynamic_step<kSigned>(min(line.at(y), line.limit), x);
 }
@@ -202,7 +224,7 @@ TT_INLINE V dynamic_nearest(V x, V inverse) {
 template <bool kSigned, class V>
 TT_INLINE V dynamic_stochastic(V x, V inverse, V u) {
   const DynamicCode& c = TT_DYNAMIC_TABLE;
-  const V y = dynamic_ratio(x, inverse);
+  const V y = dynamic_ratio<kSigned>(x, inverse);
   const DynamicLine<V> line = dynamic_line(y, c, c.lowest);
   V t = max(V(c.first - 1.0f), min(floor(line.at(y)), line.limit));
   const V low = dynamic_magnitude<kSigned>(t), high = dynamic_magnitude<kSigned>(t + V(1.0f));

@@ -58,7 +58,7 @@ struct Lamb {
     V& v = state[1];
     m = lerp(m, g, c.first);
     v = average_square(v, g, c.beta2, c.rest2);
-    const V denominator = sqrt(v) / V(c.correction2_sqrt) + V(c.eps);
+    const V denominator = divide_root(sqrt(v), c.correction2_sqrt) + V(c.eps);
     const V u = fma(p, V(c.weight_decay), (m / V(c.correction1)) / denominator);
     p = kVariant & kLambProbe ? u : fma(u, V(-c.rate), p);
   }

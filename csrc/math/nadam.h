@@ -58,7 +58,7 @@ struct Nadam {
     }
     m = lerp(m, g, c.first);
     v = average_square(v, g, c.beta2, c.rest2);
-    const V d = sqrt(v) / V(c.correction2_sqrt) + V(c.eps);
+    const V d = divide_root(sqrt(v), c.correction2_sqrt) + V(c.eps);
     p = add_quotient(p, c.gradient_step, g, d);
     p = add_quotient(p, c.moment_step, m, d);
   }

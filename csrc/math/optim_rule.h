@@ -59,6 +59,25 @@ TT_INLINE V add_quotient(V p, float value, V numerator, V denominator) {
   return p + (V(value) * numerator) / denominator;
 }
 
+// x / c, bit for bit, where x is a square root of a float, or NaN, and 2^-27 <= c <= 1.
+// Vectors multiply by the rounded inverse, since the divider is what they wait for. Why that is exact (Markstein 1990), with x and c in
+// [1, 2), d = inverse - 1/c, |d| <= 2^-25, and u = ulp(x/c), 2^-23 or, for x < c, 2^-24:
+//
+//   q = round(x * inverse) is off by less than 3/2 u; r = x - q c is exact, since nothing underflows
+//   q + r * inverse = x/c + r d is rounded as x/c unless a midpoint lies between the two. x/c is no midpoint, and
+//   at least u 2^-24 / c away from one. |x d| < u, so that q is next to the midpoint nearest to x/c, or that
+//   is farther away than |r d| can be; but then |r| is about c u / 2 and |r d| < u 2^-24 / c for c^2 < 4
+//
+// (c = 2 - 2^-23, where that bound is too weak, was tried with all x.) Inf - Inf is NaN, which max() takes back:
+// x <= x / c.
+template <class V>
+TT_INLINE V divide_root(V x, float c) {
+  if constexpr (V::lanes == 1) return x / V(c);
+  const V inverse(1.0f / c);
+  const V q = x * inverse;
+  return max(fma(fma(q, V(-c), x), inverse, q), x);
+}
+
 // v * beta + (1 - beta) * g * g as torch's mul_ and addcmul_ round it.
 template <class V>
 TT_INLINE V average_square(V v, V g, float beta, float rest) {

@@ -61,5 +61,12 @@ struct WordsOf<F32x1> {
   using type = U32x1;
 };
 
+// -a where the sign of b is set, else a
+TT_INLINE F32x1 flip_sign(F32x1 a, F32x1 b) {
+  return (U32x1(a) ^ (U32x1(b) & U32x1(0x80000000u))).floats();
+}
+// max(|a|, b), b > 0; b where a is NaN
+TT_INLINE F32x1 max_magnitude(F32x1 a, F32x1 b) { return max(abs(a), b); }
+
 }  // namespace
 }  // namespace trimtab
