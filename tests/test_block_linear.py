@@ -367,14 +367,19 @@ parts = values, torch.tensor([0, 1], dtype=torch.int32), torch.zeros(1, dtype=to
 ops.block_linear(x[:32, :64], *parts)
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + (1 << 20),) * 2)
-try:
-    ops.block_linear(x, *parts)
-except RuntimeError as error:
-    print(error)
+grad = x[:, :16]
+calls = (lambda: ops.block_linear(x, *parts),
+         lambda: torch.ops.trimtab.block_grad_values(grad, x, *parts[1:], 16, 16))
+for call in calls:
+    try:
+        call()
+    except RuntimeError as error:
+        print(error)
 """
 
 
 def test_no_memory_in_a_thread() -> None:
-    """Panels that a task fills itself, 8 MiB: an error and no crash where they can't be had."""
+    """What a task fills itself, 8 MiB, 4 MiB: an error and no crash where it can't be had."""
     run = subprocess.run([sys.executable, "-c", SHORT_OF_MEMORY], capture_output=True, text=True)
-    assert "block_linear: no memory for scratch in a thread" in run.stdout, run.stderr
+    for op in ("block_linear", "block_grad_values"):
+        assert f"{op}: no memory for scratch in a thread" in run.stdout, run.stdout + run.stderr

@@ -186,5 +186,6 @@ tt_status tt_block_grad_values(const void* grad, int64_t grad_stride, const void
                          sums};
   std::atomic<bool> memory{true};
   run_grad(task, grad_kernel(isa, *weight), grad_values, pool_or_serial(parallel), &memory);
-  return memory ? TT_OK : no_memory(kOp, 0);
+  if (!memory) return set_error(TT_OUT_OF_MEMORY, "%s: no memory for scratch in a thread", kOp);
+  return TT_OK;
 }
