@@ -41,11 +41,15 @@ BitmapKernel bitmap_kernel(tt_isa isa, const tt_bitmap& weight, int64_t M, int64
   if (isa >= TT_ISA_AVX512 && has_avx512_vbmi2() && K > 0) {
     // Up to how many rows of x dot products are faster than tiles (short ones lose by the sums of their
     // lanes), or than what serves without tiles: for bf16 the walk, whose time falls with the kept weights.
+    // With half of the weights kept, reading them is the cost, and one stream is read fastest.
     const bool tiles = isa == TT_ISA_AMX && (dtype == TT_I8 || has_amx_bf16());
-    const bool pays = !tiles || K >= (M - 1) * 1024, many_kept = weight.count > N * K / 5;
-    if (dtype == TT_I8 && pays && M <= (tiles ? 3 : kBitmapDotRows))
+    const bool half = weight.count > N * K * 2 / 5, fifth = weight.count > N * K / 5;
+    const int64_t most8 = !tiles ? kBitmapDotRows : half ? 5 : 3;
+    const int64_t most16 = !tiles ? (fifth ? kBitmapDotRows : 4) : half ? 2 : 1;
+    const bool pays = !tiles || K >= (M - 1) * 1024;
+    if (dtype == TT_I8 && pays && M <= most8)
       return {PanelCell::kInt8, bitmap_dots_int8_vbmi2_avx512, true, kInL2, row_int8};
-    if (dtype == TT_BF16 && finite && pays && M <= (tiles ? 1 : many_kept ? kBitmapDotRows : 4))
+    if (dtype == TT_BF16 && finite && pays && M <= most16)
       return {PanelCell::kF32, bitmap_dots_bf16_vbmi2_avx512, true, kInL2, row_bf16};
   }
   if (isa == TT_ISA_AMX && has_avx512_vbmi2() && K > 0) {
