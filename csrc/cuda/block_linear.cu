@@ -124,7 +124,6 @@ tt_status tt_block_linear_cuda(const void* x, tt_dtype x_dtype, int64_t x_stride
   p.crow = w.crow;
   p.col = w.col;
   p.blocks = int32_t(w.blocks);
-  p.columns = int32_t(ceil_div(w.K, w.bk));
   p.row_bytes = int32_t(w.bk * size);
   p.x_bytes = int32_t(w.K * size);
   p.parts = int32_t(parts_of(w, M));

@@ -31,7 +31,7 @@ struct BlockParams {
   const char* values;  // [blocks, bn, bk] of T, aligned to 16
   const int32_t* crow;  // [rows + 1]
   const int32_t* col;  // [blocks]
-  int32_t blocks, columns;  // columns of blocks
+  int32_t blocks;
   int32_t row_bytes;  // of a block: 16, 32, 64 or 128
   int32_t x_bytes;  // of a row of x
   int32_t parts;
@@ -117,9 +117,8 @@ struct BlockCopy {
 
   // What lies beyond the range's blocks or the operands becomes zero.
   TT_DEVICE void issue(char* stage, int step) {
-    const int64_t left = column < 0 || column >= p.columns
-                             ? 0
-                             : int64_t(p.x_bytes) - (int64_t(column) * p.row_bytes + offset);
+    const int64_t left =
+        column < 0 ? 0 : int64_t(p.x_bytes) - (int64_t(column) * p.row_bytes + offset);
     const int bytes = left <= 0 ? 0 : left < 16 ? int(left) : 16;
     const int64_t first_m = int64_t(blockIdx.y) * Tile::BLOCK_M + row;
     const char* x =

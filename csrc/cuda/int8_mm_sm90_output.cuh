@@ -2,6 +2,7 @@
 #pragma once
 #include "cuda/int8_epilogue.cuh"
 #include "cuda/int8_mm_sm90_tiles.cuh"
+#include "cuda/ptx_sm90.cuh"
 #include "math/dtypes.h"
 
 namespace trimtab {

@@ -1,6 +1,7 @@
 // From a launcher to the device: errors as tt_status, kernels with one params struct, device facts,
 // tensor maps.
 #pragma once
+#include <cuda.h>
 #include <trimtab/trimtab.h>
 
 #include <cstdint>

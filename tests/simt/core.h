@@ -14,7 +14,7 @@
 //
 //   fiber.h    stacks and switches          barrier.h  __syncthreads, named barriers
 //   memory.h   global ranges, shared memory warp.h     operations of a warp or warpgroup
-//   core.h     threads, scheduler, launch   ptx.h      csrc/cuda/ptx.cuh; sm90.h its sm_90 part
+//   core.h     threads, scheduler, launch   ptx.h      csrc/cuda/ptx.cuh; sm90.h ptx_sm90.cuh
 #pragma once
 #include <trimtab/trimtab.h>
 #include <xmmintrin.h>

@@ -1,5 +1,6 @@
 // The host side of csrc/cuda/launch.cuh on the SIMT machine, and its C interface for tests.
 #include "cuda/launch.cuh"
+#include "simt/tensor_map.h"
 
 namespace trimtab {
 

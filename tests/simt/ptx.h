@@ -1,5 +1,5 @@
-// The wrappers of csrc/cuda/ptx.cuh on the SIMT machine: the same names and contracts. sm_80 here,
-// sm_90 in sm90.h.
+// The wrappers of csrc/cuda/ptx.cuh on the SIMT machine: the same names and contracts. Those of
+// ptx_sm90.cuh are in sm90.h.
 #pragma once
 #include <emmintrin.h>
 
@@ -253,4 +253,3 @@ TT_DEVICE void named_barrier_arrive(int id, int threads, SIMT_WHERE) {
 }  // namespace trimtab
 
 #include "simt/mma_sparse.h"
-#include "simt/sm90.h"

@@ -1,6 +1,7 @@
 // Kernels that test the sm_90 part of the SIMT machine: a warp-specialized product with every wrapper in
 // use, from which one step at a time can be left out, and one misuse of each kind that must be reported.
 #include "cuda/launch.cuh"
+#include "cuda/ptx_sm90.cuh"
 
 namespace trimtab {
 namespace {

@@ -1,4 +1,4 @@
-// The sm_90 and sm_90a part of csrc/cuda/ptx.cuh on the SIMT machine. What each header holds against a
+// The wrappers of csrc/cuda/ptx_sm90.cuh on the SIMT machine. What each header holds against a
 // kernel:
 //
 //   mbarrier.h  words not initialised, not fenced, written over; arrivals and bytes beyond what is expected
