@@ -123,6 +123,33 @@ def test_instruction_sets_agree(name: str, options: dict, dtype: torch.dtype) ->
         ops.set_isa(None)
 
 
+@pytest.mark.parametrize("options", [{}, {"state_dtype": "int8"}], ids=ident)
+@pytest.mark.parametrize("name", ["AdamW", "NAdam", "RMSprop"])
+def test_gradients_of_any_size(name: str, options: dict) -> None:
+    """Squares that are 0 or Inf: vectors divide as scalars, and AdamW as torch, which leaves the parameter."""
+    exponents = torch.linspace(-45.0, 38.0, 4096, dtype=torch.float64)
+    grad = (10.0**exponents).float() * torch.tensor([1.0, -1.0]).repeat(2048)
+    found = []
+    try:
+        for isa in (*ops.available_isas(), "torch"):
+            ops.set_isa(None if isa == "torch" else isa)
+            if isa == "torch" and (name != "AdamW" or options):
+                continue
+            (p,) = optim_cases.parameters((4096,))
+            ours = getattr(torch.optim if isa == "torch" else optim, name)
+            optimizer = ours([p], **(options or ({"fused": True} if isa == "torch" else {})))
+            for _ in range(1 if options else 3):
+                p.grad = grad.clone()
+                optimizer.step()
+            found.append([p.detach(), *optimizer.state[p].values()])
+    finally:
+        ops.set_isa(None)
+    assert torch.isfinite(found[0][0]).all()
+    for other in found[1:]:
+        for got, want in zip(other, found[0], strict=True):
+            torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_threads_do_not_matter(count: int) -> None:
     sizes = (1, 70001, 5, 200000, 0, 3)

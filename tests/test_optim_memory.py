@@ -1,4 +1,4 @@
-"""Optimizer states in 8 bits and 16, stochastic rounding, and masters beside bf16 parameters."""
+"""Optimizers with states in 8 bits and 16, stochastic rounding, and masters beside bf16 parameters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 from typing import Any
 
 import cases
-import numpy as np
 import optim_cases
 import pytest
 import torch
@@ -42,93 +41,6 @@ def assert_same(ours: Any, theirs: Any) -> None:
         for key, value in theirs.state[q].items():
             assert value.dtype == ours.state[p][key].dtype
             assert torch.equal(ours.state[p][key], value), (key, p.numel())
-
-
-def table(is_signed: bool) -> np.ndarray:
-    """All values by the formula, in rising order, in float64."""
-    magnitudes = [0.0]
-    for i in range(7):
-        n = 2**i * (1 if is_signed else 2)
-        magnitudes += [10.0 ** (i - 6) * (0.1 + 0.9 * (j + 0.5) / n) for j in range(n)]
-    magnitudes.append(1.0)
-    if not is_signed:
-        return np.array(magnitudes)
-    return np.array([-m for m in magnitudes[-2:0:-1]] + magnitudes)
-
-
-def values(is_signed: bool) -> torch.Tensor:
-    codes = torch.arange(256, dtype=torch.uint8)
-    return memory.decode(codes, torch.ones(1), is_signed)
-
-
-# --- the code
-
-
-@pytest.mark.parametrize("is_signed", [True, False])
-def test_code_is_the_papers(is_signed: bool, isa: str) -> None:
-    want = table(is_signed)
-    assert len(want) == 256
-    got = values(is_signed)
-    np.testing.assert_allclose(got.double().numpy(), want, rtol=2e-6, atol=0)
-    x = got * 3.5
-    codes, scales = memory.encode(x, is_signed)
-    assert scales.tolist() == [3.5]
-    assert torch.equal(codes, torch.arange(256, dtype=torch.uint8))
-
-
-@pytest.mark.parametrize("is_signed", [True, False])
-def test_nearest_code(is_signed: bool, isa: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(100_003, generator=generator) * 10.0 ** (
-        -8 * torch.rand(100_003, generator=generator)
-    )
-    x = x if is_signed else x.abs()
-    codes, scales = memory.encode(x, is_signed)
-    blocks = torch.nn.functional.pad(x, (0, -len(x) % 256)).view(-1, 256)
-    assert torch.equal(scales, blocks.abs().amax(1))
-    y = (blocks / scales[:, None]).flatten()[: len(x)].double().numpy()
-    known = values(is_signed).double().numpy()
-    best = np.abs(y[:, None] - known[None]).min(1)
-    got = np.abs(y - known[codes.numpy()])
-    assert (got <= best + 1e-7 * np.abs(y)).all()
-
-
-@pytest.mark.parametrize("n", [1, 256, 5003])
-def test_codes_of_what_codes_stand_for(n: int) -> None:
-    """A block whose largest magnitude is negative, for which there is no code, keeps its values too."""
-    x = torch.randn(n, generator=torch.Generator().manual_seed(2))
-    x[0] = -9.0
-    x = memory.decode(*memory.encode(x, True), True)
-    if n > 1:
-        assert not torch.equal(memory.decode(*memory.encode(x, True), True), x)
-    assert torch.equal(memory.decode(*memory.encode_again(x, True), True), x)
-
-
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_what_is_not_finite_is_not_zeroed(bad: float, isa: str) -> None:
-    x = torch.ones(600)
-    x[300] = bad
-    back = memory.decode(*memory.encode(x, True), True)
-    assert torch.equal(back.isnan(), (torch.arange(600) // 256) == 1)
-    assert memory.decode(*memory.encode(torch.zeros(300), True), True).eq(0).all()
-
-
-def test_instruction_sets_agree_on_all_values() -> None:
-    """Dense in bits, among them subnormals, and scales without a finite inverse."""
-    bits = torch.randint(-(2**31), 2**31, (1 << 16,), generator=torch.Generator().manual_seed(1))
-    x = bits.to(torch.int32).view(torch.float32).nan_to_num(0.0, 0.0, 0.0)
-    x[:512] *= 1e-38
-    x[1000:1300] = 1e-42
-    found = []
-    try:
-        for isa in ops.available_isas():
-            ops.set_isa(isa)
-            parts = [memory.encode(v, s) for v, s in ((x, True), (x.abs(), False))]
-            found.append([t for part in parts for t in part])
-    finally:
-        ops.set_isa(None)
-    for other in found[1:]:
-        assert all(map(torch.equal, found[0], other))
 
 
 # --- exactness
@@ -265,21 +177,6 @@ def test_stochastic_rounding_is_right_in_the_mean() -> None:
     assert float(moved) == pytest.approx(steps * lr, rel=0.01)
     assert lost.detach().eq(1).all()
     assert kahan.detach().eq(1 + steps * lr).all()
-
-
-def test_stochastic_codes_are_right_in_the_mean() -> None:
-    """The state of a constant gradient, 8-bit: nearest is off by half a bin, the mean is not."""
-    n = 1 << 16
-    p = torch.nn.Parameter(torch.zeros(n))
-    p.grad = torch.full((n,), 0.123)
-    p.grad[::256] = 1.0
-    ours = optim.SGD([p], lr=0.0, momentum=0.5, state_dtype="int8", rounding="stochastic")
-    ours.step()
-    state = ours.state[p]
-    buffer = memory.decode(state["momentum_buffer_codes"], state["momentum_buffer_scales"], True)
-    rest = buffer.view(-1, 256)[:, 1:]
-    assert len(rest.unique()) == 2
-    assert float(rest.double().mean()) == pytest.approx(0.123, abs=1e-4)
 
 
 def test_random_bits_do_not_repeat() -> None:
@@ -502,8 +399,48 @@ def test_state_dicts_that_do_not_fit() -> None:
     bad["state"] = {0: {**bad["state"][0], "exp_avg_scales": torch.zeros(3)}}
     with pytest.raises(ValueError, match="exp_avg_scales of float32"):
         other.load_state_dict(bad)
+    assert_same(other, ours)
     narrow = run("SGD", 1, (50,), torch.bfloat16, master="remainder")
     plain = make("SGD", optim_cases.parameters((50,), torch.bfloat16))
     with pytest.raises(ValueError, match='with master="remainder"'):
         plain.load_state_dict(narrow.state_dict())
     plain.load_state_dict(narrow.float_state_dict())
+
+
+FORMATS: tuple[tuple[torch.dtype, dict[str, Any]], ...] = (
+    (torch.float32, {"state_dtype": "bf16"}),
+    (torch.float32, {"state_dtype": "int8", "rounding": "stochastic"}),
+    (torch.bfloat16, {"rounding": "stochastic"}),
+    (torch.bfloat16, {"master": "kahan"}),
+    (torch.bfloat16, {"master": "remainder", "state_dtype": "int8"}),
+)
+
+
+@pytest.mark.parametrize(("dtype", "options"), FORMATS, ids=ident)
+def test_state_dict_of_another_optimizer(dtype: torch.dtype, options: dict) -> None:
+    """In the same format: refused by name, and nothing has changed."""
+    adam, lion = (run(name, 1, (300, 5000), dtype, **options) for name in ("AdamW", "Lion"))
+    before = copy.deepcopy(adam)
+    with pytest.raises(ValueError, match=r"AdamW.load_state_dict: expected states .*another optim"):
+        adam.load_state_dict(lion.state_dict())
+    with pytest.raises(ValueError, match=r"AdamW.load_state_dict: expected the keys 'state'"):
+        adam.load_state_dict({"version": 2})
+    assert_same(adam, before)
+
+
+@pytest.mark.parametrize("kind", ["kahan", "remainder"])
+def test_masters_of_another_version(kind: str) -> None:
+    """The other kind, another width, another size: refused, and nothing has changed."""
+    ours = run("AdamW", 1, (300, 5000), torch.bfloat16, master=kind)
+    before = copy.deepcopy(ours)
+    other = {"kahan": "remainder", "remainder": "kahan"}[kind]
+    theirs = run("AdamW", 1, (300, 5000), torch.bfloat16, master=other)
+    with pytest.raises(ValueError, match=f'with master="{other}"; this one has master="{kind}"'):
+        ours.load_state_dict(theirs.state_dict())
+    _, key, dtype = memory.MASTERS[kind]
+    for change, got in ((lambda x: x.float(), "torch.float32"), (lambda x: x[1:], str(dtype))):
+        bad = ours.state_dict()
+        bad["state"] = {i: {**saved, key: change(saved[key])} for i, saved in bad["state"].items()}
+        with pytest.raises(ValueError, match=f"expected {key} of {dtype} .*, got {got}"):
+            ours.load_state_dict(bad)
+    assert_same(ours, before)

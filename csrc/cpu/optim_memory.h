@@ -9,11 +9,21 @@
 
 namespace trimtab {
 
-// A rule on fp32 with 8-bit states: p, g, codes [n], n a multiple of kDynamicBlock. keys: one a state, NULL
-// rounds to nearest; element: number of the first in its tensor.
-using OptimCodedFn = void (*)(const void* constants, float* p, const float* g,
-                              uint8_t* const* codes, float* const* scales, const RandomKey* keys,
-                              int64_t element, int64_t n);
+// kDynamicBlock elements with 8-bit states on their way through a rule.
+struct OptimCodedBlock {
+  float* p;
+  const float* g;
+  const char *p_ahead, *g_ahead;  // memory to ask for meanwhile, as many bytes
+  uint8_t* codes[TT_OPTIM_STATES];
+  float* scales[TT_OPTIM_STATES];  // one each
+  float (*floats)[kDynamicBlock];  // the states between update and encoding
+  const RandomKey*
+      keys;  // of the states, for the 2^32 elements around these; NULL rounds to nearest
+  uint32_t element;  // number of the first of them, mod 2^32
+};
+// Updates one block, and meanwhile encodes another, which has been updated; either may be NULL.
+using OptimCodedFn = void (*)(const void* constants, const OptimCodedBlock* updated,
+                              const OptimCodedBlock* encoded);
 
 // A rule on bf16 parameters with a master, bf16 gradients and states: p, master, g, states [n], n a multiple
 // of kMasterLanes.
@@ -34,7 +44,7 @@ struct OptimMemoryKernels {
   void (*open_kahan)(const bf16* param, const uint16_t* master, float* to, int64_t n);
   void (*close_kahan)(const float* from, bf16* param, uint16_t* master, int64_t n);
   // NULL, or NULL for a rule: decode, update and encode by blocks of kOptimBlock, which give the same bits.
-  OptimCodedFn (*coded)(tt_rule rule, int variant);
+  OptimCodedFn (*coded)(tt_rule rule, int variant, bool stochastic);
   OptimMasterFn (*master)(tt_rule rule, int variant, int kind);  // likewise; kind: a tt_master
 };
 

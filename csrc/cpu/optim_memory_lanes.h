@@ -80,17 +80,22 @@ inline float inverse_scale(float scale) {
   return 1.0f / scale < 3.4028234e38f ? 1.0f / scale : 3.4028234e38f;
 }
 
-// Four vectors; element: number of the first, mod 2^32.
+// Four vectors; element: number of the first, mod 2^32, a multiple of their lanes.
 template <class V, bool kSigned, bool kStochastic>
 TT_INLINE void encode_vectors(const float* from, V inverse, RandomKey key, uint32_t element,
                               uint8_t* codes) {
   using U = typename WordsOf<V>::type;
+  const U start(kStochastic ? random_start(key, element) : 0u);
   V steps[4];
   for (int k = 0; k < 4; ++k) {
     const V x = V::load(from + k * V::lanes);
     if (kStochastic) {
-      const U bits = random_bits(key, U::from(element + uint32_t(k * V::lanes)));
-      steps[k] = dynamic_stochastic<kSigned>(x, inverse, uniform<V>(bits));
+      const U bits = random_bits_of(key, start ^ U::from(uint32_t(k * V::lanes)));
+      if constexpr (U::has_lookup32) {
+        steps[k] = dynamic_stochastic32<kSigned>(x, inverse, random24<V>(bits));
+      } else {
+        steps[k] = dynamic_stochastic<kSigned>(x, inverse, uniform<V>(bits));
+      }
     } else {
       steps[k] = dynamic_nearest<kSigned>(x, inverse);
     }
@@ -183,7 +188,7 @@ void close_master(const float* from, bf16* param, uint16_t* master, int64_t n) {
 }
 
 template <class V>
-OptimMemoryKernels optim_memory(OptimCodedFn (*coded)(tt_rule, int),
+OptimMemoryKernels optim_memory(OptimCodedFn (*coded)(tt_rule, int, bool),
                                 OptimMasterFn (*master)(tt_rule, int, int)) {
   return {decode<V>,
           encode<V>,

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "cpu/optim_blocks.h"
+#include "cpu/optim_coded.h"
 #include "cpu/optim_job.h"
 #include "cpu/optim_rules.h"
 #include "cpu/optim_window.h"
@@ -44,12 +45,6 @@ double sum_squares(OptimJob& job, const tt_parallel* parallel) {
 }
 
 namespace {
-
-// Of what a tensor rounds in this step: stream 0 its parameter, 1 + k its state k.
-RandomKey key_of(const OptimJob& job, const tt_optim_tensor& t, const OptimShared& s, int stream) {
-  const uint64_t index = uint64_t(&t - job.call.tensors);
-  return random_key(job.call.seed, uint64_t(s.step), index, uint64_t(stream));
-}
 
 // n <= kOptimBlock elements of a tensor from `begin` on.
 void update_block(const OptimJob& job, const tt_optim_tensor& t, const OptimShared& s,
@@ -94,26 +89,6 @@ void update_prepared(const OptimJob& job, const tt_optim_tensor& t, const OptimS
   }
 }
 
-// Elements [begin, end) of a tensor, begin a multiple of kDynamicBlock; returns where blocks of 8-bit states end.
-int64_t update_coded(const OptimJob& job, const tt_optim_tensor& t, const OptimShared& s,
-                     int64_t begin, int64_t end) {
-  const int64_t n = (end - begin) / kDynamicBlock * kDynamicBlock;
-  if (n <= 0) return begin;
-  uint8_t* codes[TT_OPTIM_STATES];
-  float* scales[TT_OPTIM_STATES];
-  RandomKey keys[TT_OPTIM_STATES];
-  const bool random = job.call.stochastic != 0;
-  for (int k = 0; k < s.states; ++k) {
-    if (random) keys[k] = key_of(job, t, s, 1 + k);
-    codes[k] = static_cast<uint8_t*>(t.state[k]) + begin;
-    scales[k] = t.scale[k] + begin / kDynamicBlock;
-  }
-  s.coded(s.constants, static_cast<float*>(t.param) + begin,
-          static_cast<const float*>(t.grad) + begin, codes, scales, random ? keys : nullptr, begin,
-          n);
-  return begin + n;
-}
-
 // Elements [begin, end) of a bf16 tensor with a master; returns where whole vectors end.
 int64_t update_master(const tt_optim_tensor& t, const OptimShared& s, int64_t begin, int64_t end) {
   const int64_t n = (end - begin) / kMasterLanes * kMasterLanes;
@@ -147,7 +122,7 @@ void update_range(const OptimJob& job, const tt_optim_tensor& t, const OptimShar
   if (alone && one_dtype && t.param_dtype == TT_F32) {
     return update_prepared(job, t, s, tail ? s.tail : s.update, begin, end);
   }
-  if (bare && t.param_dtype == TT_F32 && t.state_dtype == TT_DYNAMIC8 && s.coded) {
+  if (t.state_dtype == TT_DYNAMIC8 && !t.mask && s.coded) {
     begin = update_coded(job, t, s, begin, end);
   } else if (bare && !rounds && one_dtype && has_master && !tail && s.master[t.master_kind]) {
     begin = update_master(t, s, begin, end);

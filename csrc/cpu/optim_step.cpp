@@ -50,7 +50,9 @@ void make_shared(OptimJob& job) {
       s.tail = loop(tail, TT_F32);
       s.typed_update = loop(variant, arithmetic_dtype(t));
       s.typed_tail = loop(tail, arithmetic_dtype(t));
-      s.coded = job.memory.coded ? job.memory.coded(tt_rule(call.rule), variant) : nullptr;
+      s.coded = job.memory.coded
+                    ? job.memory.coded(tt_rule(call.rule), variant, call.stochastic != 0)
+                    : nullptr;
       for (const int kind : {TT_MASTER_KAHAN, TT_MASTER_REMAINDER}) {
         const auto& master = job.memory.master;
         s.master[kind] = master ? master(tt_rule(call.rule), variant, kind) : nullptr;

@@ -18,6 +18,7 @@ constexpr int kAdamDecay = 1, kAdamAmsgrad = 2, kAdamTail = 4, kAdamVariants = 8
 struct AdamConstants {
   Lerp first;
   float factor, weight_decay, beta2, rest2, minus_step_size, correction2_sqrt, eps;
+  float inverse;  // of correction2_sqrt
 };
 
 inline int adam_variant(const tt_optim_group& group, bool) {
@@ -31,7 +32,8 @@ TT_INLINE AdamConstants adam_constants(const tt_optim_group& group, const RuleSt
   return {lerp_constants(1.0 - group.beta1), decoupled_factor(group),
           float(group.weight_decay),         float(group.beta2),
           float(1.0 - group.beta2),          float(-(group.lr / correction1)),
-          float(::sqrt(correction2)),        float(group.eps)};
+          float(::sqrt(correction2)),        float(group.eps),
+          1.0f / float(::sqrt(correction2))};
 }
 
 template <int kVariant>
@@ -60,7 +62,7 @@ struct Adam {
       largest = x;
     }
     p = add_quotient(p, c.minus_step_size, m,
-                     divide_root(sqrt(largest), c.correction2_sqrt) + V(c.eps));
+                     divide_root(sqrt(largest), c.correction2_sqrt, c.inverse) + V(c.eps));
   }
 };
 

@@ -123,10 +123,41 @@ constexpr DynamicQuadruple dynamic_quadruple(const DynamicCode& c) {
   return q;
 }
 
+// For rounding to one of two neighbours, as vectors of 16 read them. Of y of exponent e, as in DynamicBounds:
+// carry leads to a number `at`, which has the line, and that of the magnitude of the t on it. All magnitudes
+// are multiplied by 2^-24, which changes no digit.
+struct DynamicNeighbours {
+  uint32_t carry[32];
+  float inverse[32], limit[32], slope[32], offset[32];  // below the first decade t is first - 1
+  float upper_slope[16], upper_offset[16];  // by exponents of t: entry (e + 127) & 15
+};
+
+constexpr DynamicNeighbours dynamic_neighbours(const DynamicCode& c) {
+  constexpr float kUnit = 5.9604644775390625e-8f;  // 2^-24
+  DynamicNeighbours d{};
+  for (int i = 0; i < 16; ++i) {
+    d.upper_slope[i] = c.slope[i] * kUnit;
+    d.upper_offset[i] = c.offset[i] * kUnit;
+  }
+  for (int at = 0; at < 32; ++at) {
+    d.carry[at] = c.lowest.carry[at];
+    d.limit[at] = c.lowest.limit[at];
+    const bool below =
+        d.limit[at] < c.first;  // there 2^-23 * 2^23 is enough to be cut off at the limit
+    d.inverse[at] = below ? 8388608.0f : c.lowest.inverse[at];
+    int exponent = 127;  // of the decade's t, between limit / 2 and limit
+    for (float power = 1.0f; 2.0f * power <= d.limit[at]; power *= 2.0f) ++exponent;
+    d.slope[at] = below ? 0.0f : d.upper_slope[exponent & 15];
+    d.offset[at] = below ? 0.0f : d.upper_offset[exponent & 15];
+  }
+  return d;
+}
+
 template <bool kSigned>
 struct DynamicTable {
   static constexpr DynamicCode code = dynamic_code(kSigned);
   static constexpr DynamicQuadruple quadruple = dynamic_quadruple(code);
+  static constexpr DynamicNeighbours neighbours = dynamic_neighbours(code);
 };
 
 // Where the table of kSigned lies; CUDA, which keeps it in shared memory, says so itself.
@@ -230,6 +261,23 @@ TT_INLINE V dynamic_stochastic(V x, V inverse, V u) {
   const V low = dynamic_magnitude<kSigned>(t), high = dynamic_magnitude<kSigned>(t + V(1.0f));
   t = select(u * (high - low) < y - low, t + V(1.0f), t);
   return dynamic_step<kSigned>(min(t, V(c.last)), x);
+}
+
+// The same of vectors that look up 32 numbers at once; random is u * 2^24. That y is on a line says where its t lies: at the lowest y of
+// a decade the line gives the decade's first t. Nor can y <= 1 be led beyond the last.
+template <bool kSigned, class V>
+TT_INLINE V dynamic_stochastic32(V x, V inverse, V random) {
+  using U = typename WordsOf<V>::type;
+  constexpr const DynamicNeighbours& d = DynamicTable<kSigned>::neighbours;
+  const V y = dynamic_ratio<kSigned>(x, inverse);
+  const U at = (U(y) + exponent_index(y).lookup32(d.carry)) >> 23;
+  const DynamicLine<V> line{at.lookup32(d.inverse), at.lookup32(d.limit)};
+  const V t = min(floor(line.at(y)), line.limit), next = t + V(1.0f);
+  const U upper = exponent_index(next);
+  const V low = fma(t, at.lookup32(d.slope), at.lookup32(d.offset));
+  const V high = fma(next, upper.lookup16(d.upper_slope), upper.lookup16(d.upper_offset));
+  const V above = fma(low, V(-16777216.0f), y);  // rounds as y less the lower magnitude
+  return dynamic_step<kSigned>(select(random * (high - low) < above, next, t), x);
 }
 
 }  // namespace

@@ -20,6 +20,7 @@ struct LambConstants {
   float weight_decay, beta2, rest2, correction1, correction2_sqrt, eps;
   float lr, adapts;
   float rate;  // lr times the ratio
+  float inverse;  // of correction2_sqrt
 };
 
 inline int lamb_variant(const tt_optim_group&, bool) { return 0; }
@@ -38,7 +39,8 @@ TT_INLINE LambConstants lamb_constants(const tt_optim_group& group, const RuleSt
           float(group.eps),
           float(group.lr),
           adapts ? 1.0f : 0.0f,
-          float(group.lr)};
+          float(group.lr),
+          1.0f / float(::sqrt(correction2))};
 }
 
 TT_INLINE void lamb_adapt(LambConstants& c, double param_norm, double direction_norm) {
@@ -58,7 +60,7 @@ struct Lamb {
     V& v = state[1];
     m = lerp(m, g, c.first);
     v = average_square(v, g, c.beta2, c.rest2);
-    const V denominator = divide_root(sqrt(v), c.correction2_sqrt) + V(c.eps);
+    const V denominator = divide_root(sqrt(v), c.correction2_sqrt, c.inverse) + V(c.eps);
     const V u = fma(p, V(c.weight_decay), (m / V(c.correction1)) / denominator);
     p = kVariant & kLambProbe ? u : fma(u, V(-c.rate), p);
   }

@@ -17,6 +17,7 @@ constexpr int kNadamDecay = 1, kNadamVariants = 2;
 struct NadamConstants {
   Lerp first;
   float factor, weight_decay, beta2, rest2, correction2_sqrt, eps, gradient_step, moment_step;
+  float inverse;  // of correction2_sqrt
 };
 
 inline int nadam_variant(const tt_optim_group& group, bool) {
@@ -29,16 +30,18 @@ TT_INLINE NadamConstants nadam_constants(const tt_optim_group& group, const Rule
     return group.beta1 * (1.0 - 0.5 * power_of_096(t * group.momentum_decay));
   };
   const double now = mu(at.step), next = mu(at.step + 1.0);
+  const float correction2_sqrt = float(::sqrt(1.0 - power(group.beta2, at.step)));
   const double so_far = *at.product = *at.product * float(now);
   return {lerp_constants(1.0 - group.beta1),
           decoupled_factor(group),
           float(group.weight_decay),
           float(group.beta2),
           float(1.0 - group.beta2),
-          float(::sqrt(1.0 - power(group.beta2, at.step))),
+          correction2_sqrt,
           float(group.eps),
           float(-(group.lr * (1.0 - now) / (1.0 - so_far))),
-          float(-(group.lr * next / (1.0 - so_far * next)))};
+          float(-(group.lr * next / (1.0 - so_far * next))),
+          1.0f / correction2_sqrt};
 }
 
 template <int kVariant>
@@ -58,7 +61,7 @@ struct Nadam {
     }
     m = lerp(m, g, c.first);
     v = average_square(v, g, c.beta2, c.rest2);
-    const V d = divide_root(sqrt(v), c.correction2_sqrt) + V(c.eps);
+    const V d = divide_root(sqrt(v), c.correction2_sqrt, c.inverse) + V(c.eps);
     p = add_quotient(p, c.gradient_step, g, d);
     p = add_quotient(p, c.moment_step, m, d);
   }

@@ -71,11 +71,10 @@ TT_INLINE V add_quotient(V p, float value, V numerator, V denominator) {
 // (c = 2 - 2^-23, where that bound is too weak, was tried with all x.) Inf - Inf is NaN, which max() takes back:
 // x <= x / c.
 template <class V>
-TT_INLINE V divide_root(V x, float c) {
+TT_INLINE V divide_root(V x, float c, float inverse) {
   if constexpr (V::lanes == 1) return x / V(c);
-  const V inverse(1.0f / c);
-  const V q = x * inverse;
-  return max(fma(fma(q, V(-c), x), inverse, q), x);
+  const V q = x * V(inverse);
+  return max(fma(fma(q, V(-c), x), V(inverse), q), x);
 }
 
 // v * beta + (1 - beta) * g * g as torch's mul_ and addcmul_ round it.

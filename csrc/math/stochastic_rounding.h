@@ -41,18 +41,32 @@ TT_INLINE RandomKey key_around(RandomKey key, int64_t element) {
 // Xorshift and multiply, twice (shape and constants of Mueller's and Wellons' 32-bit hashes), the second
 // half of the key between the two.
 template <class U>
-TT_INLINE U random_bits(RandomKey key, U element) {
-  U x = element ^ U(key.low);
-  x = (x ^ (x >> 16)) * U(0x7feb352du);
+TT_INLINE U random_bits_of(RandomKey key, U first_xorshift) {
+  U x = first_xorshift * U(0x7feb352du);
   x = (x ^ (x >> 15)) + U(key.high);
   x = (x ^ (x >> 16)) * U(0x846ca68bu);
   return x ^ (x >> 16);
 }
+template <class U>
+TT_INLINE U random_bits(RandomKey key, U element) {
+  const U x = element ^ U(key.low);
+  return random_bits_of(key, x ^ (x >> 16));
+}
+// The first xorshift of element ^ key.low; of element + i, it is this ^ i, for i below a power of two that divides
+// element, and below 2^16.
+TT_INLINE uint32_t random_start(RandomKey key, uint32_t element) {
+  const uint32_t x = element ^ key.low;
+  return x ^ x >> 16;
+}
 
-// In [0, 1), 24 bits.
+// 24 bits as an integer, and in [0, 1).
+template <class V>
+TT_INLINE V random24(typename WordsOf<V>::type bits) {
+  return (bits >> 8).to_floats();
+}
 template <class V>
 TT_INLINE V uniform(typename WordsOf<V>::type bits) {
-  return (bits >> 8).to_floats() * V(5.9604644775390625e-8f);  // 2^-24
+  return random24<V>(bits) * V(5.9604644775390625e-8f);  // 2^-24
 }
 
 // The upper or lower bf16 neighbour of x, as 16 bits: 16 random bits added to those that go away carry with
