@@ -74,8 +74,10 @@ def test_instruction_sets_and_threads_agree(name: str, options: dict) -> None:
 HALF: tuple[tuple[torch.dtype, dict[str, Any]], ...] = (
     (torch.bfloat16, {}),
     (torch.bfloat16, {"rounding": "stochastic"}),
+    (torch.bfloat16, {"rounding": "stochastic", "max_grad_norm": 1.0}),
     (torch.bfloat16, {"master": "kahan"}),
     (torch.bfloat16, {"master": "remainder"}),
+    (torch.bfloat16, {"master": "remainder", "max_grad_norm": 1.0}),
     (torch.bfloat16, {"master": "remainder", "state_dtype": "int8", "rounding": "stochastic"}),
     (torch.float16, {}),
     (torch.float16, {"state_dtype": torch.float32, "max_grad_norm": 1.0, "ema_decay": 0.9}),
@@ -95,6 +97,47 @@ def test_16_bit_instruction_sets_agree(name: str, dtype: torch.dtype, options: d
             assert_same(run(name, 3, sizes, dtype, **options), want)
     finally:
         ops.set_isa(None)
+
+
+SMALL: tuple[tuple[torch.dtype, dict[str, Any]], ...] = (
+    (torch.float32, {"state_dtype": "int8", "rounding": "stochastic"}),
+    (torch.bfloat16, {"state_dtype": "int8", "master": "remainder"}),
+    (torch.bfloat16, {"state_dtype": "int8", "rounding": "stochastic"}),
+    (torch.bfloat16, {"rounding": "stochastic"}),
+    (torch.bfloat16, {"master": "kahan"}),
+    (torch.bfloat16, {"master": "remainder"}),
+)
+
+
+@pytest.mark.parametrize("scale", [8.0, 3.0])
+@pytest.mark.parametrize("extra", [{}, {"max_grad_norm": 1.0}, {"zero_grads": True}], ids=ident)
+@pytest.mark.parametrize(("dtype", "options"), SMALL, ids=ident)
+def test_folded_in(dtype: torch.dtype, options: dict, extra: dict, scale: float) -> None:
+    """Unscaled, clipped, negated, copied, averaged, zeroed: vectors as scalars, whose blocks are windows."""
+    sizes = (300, 4109, 9001)
+    found = []
+    try:
+        for isa in ops.available_isas():
+            ops.set_isa(isa)
+            params = optim_cases.parameters(sizes, dtype)
+            ours = make("AdamW", params, maximize=True, **options, **extra)
+            copies = [torch.zeros(p.shape) for p in params] if "zero_grads" in extra else []
+            for p, copied in zip(params, copies):
+                ours.set_copy(p, copied)
+            for step in range(3):
+                optim_cases.set_gradients(step, params)
+                ours.grad_scale = torch.tensor(scale)
+                ours.step()
+            states = [x for p in params for _, x in sorted(ours.state[p].items())]
+            found.append([*params, *states, *copies, *(p.grad for p in params)])
+    finally:
+        ops.set_isa(None)
+    if "zero_grads" in extra:
+        assert all(p.grad.eq(0).all() for p in params)
+        for p, copied in zip(params, copies):  # of what p was rounded from
+            torch.testing.assert_close(p.detach().float(), copied, rtol=2**-7, atol=1e-6)
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
 
 
 @pytest.mark.parametrize("name", NAMES)

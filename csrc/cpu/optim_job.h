@@ -22,7 +22,7 @@ struct OptimShared {
   // Of whole vectors of torch's, and of the rest; in fp32, and in the parameter's dtype.
   OptimUpdateFn update, tail, typed_update, typed_tail;
   OptimCodedFn coded;  // of 8-bit states; NULL: there is none
-  OptimMasterFn master[TT_MASTER_REMAINDER + 1];  // by tt_master; NULL likewise
+  OptimHalvesFn halves[TT_MASTER_REMAINDER + 1];  // by tt_master; NULL likewise
   OptimUpdateFn probe;  // NULL: the rule needs no norm of a tensor
   int states;
   float sign, threshold;  // of the gradient; of the shrinkage

@@ -25,10 +25,19 @@ struct OptimCodedBlock {
 using OptimCodedFn = void (*)(const void* constants, const OptimCodedBlock* updated,
                               const OptimCodedBlock* encoded);
 
-// A rule on bf16 parameters with a master, bf16 gradients and states: p, master, g, states [n], n a multiple
-// of kMasterLanes.
-using OptimMasterFn = void (*)(const void* constants, bf16* p, uint16_t* master, const bf16* g,
-                               void* const* state, int64_t n);
+// n elements of bf16 parameters, gradients and states, n a multiple of kMasterLanes.
+struct OptimHalves {
+  bf16* p;
+  uint16_t* master;
+  const bf16* g;
+  bf16* states[TT_OPTIM_STATES];
+  int64_t n;
+  float factor;  // of the gradient
+  // Without a master all round stochastically, with these keys: number 0 is the parameter's, 1 + k state k's.
+  RandomKey keys[1 + TT_OPTIM_STATES];
+  uint32_t element;  // number of the first of them, mod 2^32
+};
+using OptimHalvesFn = void (*)(const void* constants, const OptimHalves& arrays);
 constexpr int kMasterLanes = 16;
 
 struct OptimMemoryKernels {
@@ -45,7 +54,7 @@ struct OptimMemoryKernels {
   void (*close_kahan)(const float* from, bf16* param, uint16_t* master, int64_t n);
   // NULL, or NULL for a rule: decode, update and encode by blocks of kOptimBlock, which give the same bits.
   OptimCodedFn (*coded)(tt_rule rule, int variant, bool stochastic);
-  OptimMasterFn (*master)(tt_rule rule, int variant, int kind);  // likewise; kind: a tt_master
+  OptimHalvesFn (*halves)(tt_rule rule, int variant, int master);  // likewise; a tt_master
 };
 
 OptimMemoryKernels optim_memory_scalar();

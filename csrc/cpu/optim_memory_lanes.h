@@ -189,7 +189,7 @@ void close_master(const float* from, bf16* param, uint16_t* master, int64_t n) {
 
 template <class V>
 OptimMemoryKernels optim_memory(OptimCodedFn (*coded)(tt_rule, int, bool),
-                                OptimMasterFn (*master)(tt_rule, int, int)) {
+                                OptimHalvesFn (*halves)(tt_rule, int, int)) {
   return {decode<V>,
           encode<V>,
           narrow_stochastic<V>,
@@ -198,7 +198,7 @@ OptimMemoryKernels optim_memory(OptimCodedFn (*coded)(tt_rule, int, bool),
           open_master<V, Kahan<V>>,
           close_master<V, Kahan<V>>,
           coded,
-          master};
+          halves};
 }
 
 }  // namespace

@@ -89,15 +89,33 @@ void update_prepared(const OptimJob& job, const tt_optim_tensor& t, const OptimS
   }
 }
 
-// Elements [begin, end) of a bf16 tensor with a master; returns where whole vectors end.
-int64_t update_master(const tt_optim_tensor& t, const OptimShared& s, int64_t begin, int64_t end) {
-  const int64_t n = (end - begin) / kMasterLanes * kMasterLanes;
-  void* states[TT_OPTIM_STATES];
-  for (int k = 0; k < s.states; ++k) states[k] = static_cast<bf16*>(t.state[k]) + begin;
-  s.master[t.master_kind](s.constants, static_cast<bf16*>(t.param) + begin,
-                          static_cast<uint16_t*>(t.master) + begin,
-                          static_cast<const bf16*>(t.grad) + begin, states, n);
-  return begin + n;
+// Whether gradients in 16 bits come to the rule by one multiplication: dividing by a power of two is one.
+bool has_factor(const OptimJob& job) {
+  const uint32_t bits = float_bits(job.scale), exponent = bits >> 23;
+  const bool inverts = (bits & 0x7fffffu) == 0 && exponent > 0 && exponent < 254;
+  return !job.call.round_clipped && (job.scale == 1.0f || (job.clip == 1.0f && inverts));
+}
+
+// Elements [begin, end) of a tensor all in bf16; returns where whole vectors end, or those of one key.
+int64_t update_halves(const OptimJob& job, const tt_optim_tensor& t, const OptimShared& s,
+                      int64_t begin, int64_t end) {
+  OptimHalves arrays;
+  arrays.p = static_cast<bf16*>(t.param) + begin;
+  arrays.master = t.master ? static_cast<uint16_t*>(t.master) + begin : nullptr;
+  arrays.g = static_cast<const bf16*>(t.grad) + begin;
+  for (int k = 0; k < s.states; ++k) arrays.states[k] = static_cast<bf16*>(t.state[k]) + begin;
+  arrays.n = (std::min(end, (begin | 0xffffffff) + 1) - begin) / kMasterLanes * kMasterLanes;
+  arrays.factor = 1.0f / job.scale * job.clip * s.sign;
+  if (job.call.stochastic) {
+    const uint64_t index = uint64_t(&t - job.call.tensors);
+    for (int k = 0; k <= s.states; ++k) {
+      const RandomKey key = random_key(job.call.seed, uint64_t(s.step), index, uint64_t(k));
+      arrays.keys[k] = key_around(key, begin);
+    }
+  }
+  arrays.element = uint32_t(begin);
+  s.halves[t.master_kind](s.constants, arrays);
+  return begin + arrays.n;
 }
 
 // Elements [begin, end) of a tensor: those of torch's vectors, or those of its tail.
@@ -107,6 +125,7 @@ void update_range(const OptimJob& job, const tt_optim_tensor& t, const OptimShar
                      !t.copy && !job.call.zero_grad;
   const bool bare = alone && job.scale == 1.0f && job.clip == 1.0f && s.sign == 1.0f;
   const bool one_dtype = t.state_dtype == t.param_dtype || s.states == 0;
+  const bool scales = bare || has_factor(job);
   const bool rounds = job.call.stochastic && (t.param_dtype != TT_F32 || !one_dtype);
   if (begin >= end) return;
   const bool has_master = t.master_kind != TT_MASTER_NONE;
@@ -124,8 +143,9 @@ void update_range(const OptimJob& job, const tt_optim_tensor& t, const OptimShar
   }
   if (t.state_dtype == TT_DYNAMIC8 && !t.mask && s.coded) {
     begin = update_coded(job, t, s, begin, end);
-  } else if (bare && !rounds && one_dtype && has_master && !tail && s.master[t.master_kind]) {
-    begin = update_master(t, s, begin, end);
+  } else if (alone && t.param_dtype == TT_BF16 && one_dtype && rounds != has_master && !tail &&
+             scales && s.halves[t.master_kind]) {
+    begin = update_halves(job, t, s, begin, end);
   }
   for (; begin < end; begin += kOptimBlock) {
     update_block(job, t, s, tail ? s.tail : s.update, begin, std::min(end - begin, kOptimBlock));

@@ -53,9 +53,9 @@ void make_shared(OptimJob& job) {
       s.coded = job.memory.coded
                     ? job.memory.coded(tt_rule(call.rule), variant, call.stochastic != 0)
                     : nullptr;
-      for (const int kind : {TT_MASTER_KAHAN, TT_MASTER_REMAINDER}) {
-        const auto& master = job.memory.master;
-        s.master[kind] = master ? master(tt_rule(call.rule), variant, kind) : nullptr;
+      for (int master = TT_MASTER_NONE; master <= TT_MASTER_REMAINDER; ++master) {
+        const auto& halves = job.memory.halves;
+        s.halves[master] = halves ? halves(tt_rule(call.rule), variant, master) : nullptr;
       }
       s.probe = rule.probe ? loop(variant | rule.probe, TT_F32) : nullptr;
       s.states = rule.states(variant);
