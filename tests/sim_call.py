@@ -77,7 +77,7 @@ class Machine:
         self._library = ctypes.CDLL(str(library or simt_build.build()))
         self._library.tt_last_error.restype = ctypes.c_char_p
         with_workspace = ("int8_mm", "int8_linear", "sparse24_linear")
-        with_workspace += ("bitmap_linear", "block_linear")
+        with_workspace += ("bitmap_linear", "block_linear", "block_grad_values")
         for name in (f"tt_{op}_cuda_workspace" for op in with_workspace):
             if hasattr(self._library, name):
                 getattr(self._library, name).restype = ctypes.c_int64

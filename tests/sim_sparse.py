@@ -168,3 +168,20 @@ class SparseCalls(Machine):
             writes=[out, space],
         )
         return out.reshape(*x.shape[:-1], N)
+
+    def block_grad_values(
+        self, grad: Tensor, x: Tensor, crow: Tensor, col: Tensor, bn: int, bk: int
+    ) -> Tensor:
+        g2, x2 = rows(grad), rows(x)
+        (M, N), K = g2.shape, x2.shape[1]
+        out = garbage(col.shape[0], bn, bk, dtype=x.dtype)
+        parts = (None, DTYPES[x.dtype], crow.data_ptr(), col.data_ptr())
+        weight = ctypes.byref(BlockWeight(*parts, col.shape[0], bn, bk, N, K))
+        space = self.workspace("tt_block_grad_values_cuda_workspace", weight, M)
+        operands = (g2, stride(g2), x2, stride(x2), weight, M, out, space, None)
+        self.call(
+            *("tt_block_grad_values_cuda", *operands),
+            reads=[g2, x2, crow, col],
+            writes=[out, space],
+        )
+        return out

@@ -205,6 +205,43 @@ KERNELS = (
         block=lambda m: (128, 4),
         opcodes=lambda m: (LOAD_16, r"STG\.E\.128"),
     ),
+    # Weights and tokens by 16 bytes; int8 has four tokens in a word
+    Kernel(
+        r"block_fma_kernel<(?P<type>float|bf16|fp16|signed char), (?P<rows>\d)>",
+        block=lambda m: (256, 2),
+        opcodes=lambda m: (
+            "IMAD" if m["type"] == "signed char" else "FFMA",
+            LOAD_16,
+            r"LDG\.E$" if m["type"] == "signed char" else r"LDG\.E\.(64|128)$",
+            r"STG\.E\.128",
+        ),
+        shared=lambda m: 128 * (8 * int(m["rows"]) + 1) * 4,
+    ),
+    Kernel(
+        r"block_turn_kernel<unsigned (char|short|int)>",
+        block=lambda m: (256, 4),
+        opcodes=lambda m: ("LDG", "STG"),
+        shared=lambda m: 32 * 33 * {"char": 1, "short": 2, "int": 4}[m[1]],
+    ),
+    # Fragments of both operands transposed; float32 by fma
+    Kernel(
+        r"block_grad_(gathered|sampled)_kernel<BlockGradTile<(?P<type>float|bf16|fp16), (?P<n>\d+)> ?>",
+        block=lambda m: (128, 2),
+        opcodes=lambda m: (
+            COPY_16,
+            *(
+                ["FFMA"]
+                if m["type"] == "float"
+                else [SPARSE_PRODUCT[m["type"]], r"LDSM\.16\.MT88\.4"]
+            ),
+        ),
+        shared=lambda m: 3 * 128 * (int(m["n"]) + 128) + 16,
+    ),
+    Kernel(
+        r"block_grad_finish_kernel<(float|bf16|fp16)>",
+        block=lambda m: (256, 4),
+        opcodes=lambda m: ("LDG", "FADD", "STG"),
+    ),
     # Values by cp.async; float32 by fma
     Kernel(
         r"bitmap_mm_kernel<BitmapConfig<(?P<type>signed char|bf16|fp16|float), (?P<tiles>\d), \d> ?>",

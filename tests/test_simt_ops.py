@@ -146,6 +146,37 @@ SOURCES: dict[str, tuple[str, dict[str, str]]] = {
             "m >= p.epilogue.M": "m > p.epilogue.M",
         },
     ),
+    "block_fma.cuh": (
+        "block_fma",
+        {
+            "m < p.M && k < p.K": "m <= p.M && k < p.K",
+            "k + j < p.bk": "true",
+            "k + j >= count": "false",
+            "left < p.bk": "false",
+            "n % p.bn": "0",
+            "column >= 0 && left > 0": "left > 0",
+            "4 * lane + t": "4 * lane + (t ^ 1)",
+            "b + 1 < range.end": "true",
+            "n < p.epilogue.N": "true",
+        },
+    ),
+    "block_grad.cuh": (
+        "block_grad",
+        {
+            "row_start(p, middle) / kEach + middle <= slot": "row_start(p, middle) / kEach + middle < slot",
+            "left < 16": "left < 0",
+            "m < M && bytes > 0": "m <= M && bytes > 0",
+            "4 * warp + 2 * j + lane / 16": "4 * warp + 2 * j + (lane / 16 ^ 1)",
+            "16 * half + t": "16 * (half ^ 1) + t",
+            "(blockIdx.y + 1)": "blockIdx.y",
+            "ask(step + kStages - 1, free_stage)": "ask(step + kStages - 1, stage)",
+            "n >= p.N || k >= p.K": "false",
+            "block < group.count": "true",
+            "n / p.bn + warp": "n / p.bn + warp + 1",
+            "row - first_n": "row - n0",
+            "part < p.parts": "part + 1 < p.parts",
+        },
+    ),
 }
 # What cannot show here, and why.
 HARMLESS = {
@@ -160,6 +191,7 @@ KERNELS = (
     "sparse24_linear.cu",
     "bitmap_linear.cu",
     "block_linear.cu",
+    "block_grad_values.cu",
 )
 
 
@@ -298,6 +330,47 @@ def block_calls(sim: cuda_sim.Simulator) -> Iterator[list[torch.Tensor]]:
             sim.block_linear(x[:, :K], values, starts, columns + shift, scale, None, 0, N)
 
 
+BLOCK_FMA: tuple[tuple[torch.dtype, tuple[int, int], int, int, int], ...] = (
+    (torch.float32, (8, 12), 33, 70, 100),
+    (torch.bfloat16, (1, 16), 9, 11, 700),
+    (torch.int8, (3, 5), 3, 10, 64),
+)
+
+
+def kept_blocks(dtype: torch.dtype, block: tuple[int, int], N: int, K: int) -> Any:
+    (bn, bk), g = block, torch.Generator().manual_seed(K)
+    kept = torch.rand(-(-N // bn), -(-K // bk), generator=g) < 0.7
+    kept[0] = len(kept) == 1  # the first of several rows of blocks is empty
+    mask = kept.repeat_interleave(bn, 0).repeat_interleave(bk, 1)[:N, :K]
+    return ops.block_pack(whole(N, K, dtype=dtype) * mask, block, mask, refuse_larger=False)
+
+
+def block_fma_calls(sim: cuda_sim.Simulator) -> Iterator[list[torch.Tensor]]:
+    for dtype, block, M, N, K in BLOCK_FMA:
+        x, scale = operands(dtype, M, N, K)
+        values, starts, columns = kept_blocks(dtype, block, N, K)
+        yield [sim.block_linear(x, values, starts, columns, scale, None, 0, N)]
+        for shift in (-9, 9):  # any result, no fault
+            sim.block_linear(x, values, starts, columns + shift, scale, None, 0, N)
+
+
+BLOCK_GRAD: tuple[tuple[torch.dtype, tuple[int, int], int, int, int], ...] = (
+    (torch.float16, (40, 24), 20, 70, 150),
+    (torch.bfloat16, (32, 32), 330, 70, 100),
+    (torch.float32, (16, 16), 2050, 12, 44),  # so many that a part's stages come round
+)
+
+
+def block_grad_calls(sim: cuda_sim.Simulator) -> Iterator[list[torch.Tensor]]:
+    for dtype, block, M, N, K in BLOCK_GRAD:
+        grad, x = (whole(M, -(-wide // 8) * 8, dtype=dtype)[:, :wide] for wide in (N, K))
+        grad[M - 1, 3], x[0, 5] = float("inf"), float("inf")
+        _, starts, columns = kept_blocks(dtype, block, N, K)
+        yield [sim.block_grad_values(grad, x, starts, columns, *block)]
+        for shift in (-9, 9):  # any result, no fault
+            sim.block_grad_values(grad, x, starts, columns + shift, *block)
+
+
 CALLS: dict[str, Callable[[cuda_sim.Simulator], Iterator[list[torch.Tensor]]]] = {
     "optim": optim_calls,
     "sparse24": sparse24_calls,
@@ -305,6 +378,8 @@ CALLS: dict[str, Callable[[cuda_sim.Simulator], Iterator[list[torch.Tensor]]]] =
     "sparse24_compress": sparse24_compress_calls,
     "bitmap": bitmap_calls,
     "block": block_calls,
+    "block_fma": block_fma_calls,
+    "block_grad": block_grad_calls,
 }
 SEEDS = 4
 

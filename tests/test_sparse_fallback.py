@@ -43,25 +43,15 @@ def test_product(op, int8, dtype, generator) -> None:
         close(got, want)
 
 
-@pytest.mark.parametrize("int8", [False, True])
-@pytest.mark.parametrize("rows", [M, 33])
-def test_blocks_of_a_row_are_a_bitmap_weight(rows, int8, generator) -> None:
-    weight, scale = pruned(generator)[:, :80], None
-    if int8:
-        weight, scale = ops.quantize_int8(weight)
-    x = torch.randn(rows, 80, generator=generator)
-    args = (x, *ops.block_pack(weight, (1, 16), refuse_larger=False), scale, None, 1, N)
-    got = IMPLEMENTATIONS["block_linear.dense"](*args)
-    close(got, torch.ops.trimtab.block_linear(*args))
-
-
+@pytest.mark.parametrize("block", [(16, 16), (1, 16), (3, 5)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_gradients_of_blocks(dtype, generator) -> None:
+def test_gradients_of_blocks(dtype, block, generator) -> None:
     weight = pruned(generator).to(dtype)
-    values, crow, col = ops.block_pack(weight, (16, 16), refuse_larger=False)
+    values, crow, col = ops.block_pack(weight, block, refuse_larger=False)
     x, grad = (torch.randn(M, size, generator=generator).to(dtype) for size in (K, N))
     for name, args in {
         "block_grad_x": (grad, values, crow, col, K),
-        "block_grad_values": (grad, x, crow, col, 16, 16),
+        "block_grad_values.dense": (grad, x, crow, col, *block),
     }.items():
-        close(IMPLEMENTATIONS[name](*args), getattr(torch.ops.trimtab, name)(*args))
+        op = getattr(torch.ops.trimtab, name.removesuffix(".dense"))
+        close(IMPLEMENTATIONS[name](*args), op(*args))

@@ -77,16 +77,15 @@ TT_DEVICE void block_mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
   mma_fp16(d, a, b);
 }
 
-// The kept blocks first .. end - 1 of this block's row and part.
+// The kept blocks first .. end - 1 of a row of blocks and a part; inside [0, blocks], whatever crow holds.
 struct BlockRange {
   int first, end;
 };
-TT_DEVICE BlockRange block_range(const BlockParams& p) {
-  const auto inside = [&](int b) { return b < 0 ? 0 : b < p.blocks ? b : p.blocks; };
-  const int begin = inside(load_global(p.crow + blockIdx.x));
-  const int end = inside(load_global(p.crow + blockIdx.x + 1));
-  const int64_t count = end > begin ? end - begin : 0, part = blockIdx.z;
-  return {begin + int(count * part / p.parts), begin + int(count * (part + 1) / p.parts)};
+TT_DEVICE BlockRange block_range(const int32_t* crow, int blocks, int row, int part, int parts) {
+  const auto inside = [&](int b) { return b < 0 ? 0 : b < blocks ? b : blocks; };
+  const int begin = inside(load_global(crow + row)), end = inside(load_global(crow + row + 1));
+  const int64_t count = end > begin ? end - begin : 0;
+  return {begin + int(count * part / parts), begin + int(count * (part + 1) / parts)};
 }
 
 // A thread's share of a step: one 16-byte chunk of every kPassRows-th row of x and of the weights.
@@ -172,7 +171,7 @@ TT_DEVICE void multiply_stage(const char* stage, BlockSums<Tile, T>& sums) {
 template <class Tile, class T>
 TT_DEVICE void sum_blocks(const BlockParams& p, char* shared, BlockSums<Tile, T>& sums) {
   constexpr int kStages = Tile::kStages;
-  const BlockRange range = block_range(p);
+  const BlockRange range = block_range(p.crow, p.blocks, int(blockIdx.x), int(blockIdx.z), p.parts);
   const int per_step = Tile::kStepBytes / p.row_bytes;
   const int steps = (range.end - range.first + per_step - 1) / per_step;
   BlockCopy<Tile> copy(p, range);

@@ -2,7 +2,7 @@
 // two products of its backward
 //
 // The overload "inference" is the same function without an autograd rule (see int8_linear.cpp). "dense" is
-// implemented in Python: what no kernel serves on a GPU (ops/sparse_fallback.py).
+// implemented in Python: a GPU without CUDA C++ (ops/sparse_fallback.py), as block_grad_x is on every GPU.
 #include <trimtab/block_linear.h>
 
 #include "cuda.h"
@@ -45,25 +45,25 @@ void check_values(const char* op, const Tensor& values, const Tensor& col) {
            "], got ", describe(col));
 }
 
-Tensor on_cuda(const Tensor& x, const SparseArgs& args, const tt_block_weight& weight,
-               const Rows& rows) {
+// Values as the CUDA kernels read them: a slice that is not aligned to 16 bytes is copied.
+Tensor aligned_values(const Tensor& values) {
+  const bool aligned = reinterpret_cast<uintptr_t>(values.const_data_ptr()) % 16 == 0;
+  return aligned ? values : torch::stable::clone(values);
+}
+
+Tensor on_cuda(const Tensor& x, const Tensor& values, const SparseArgs& args,
+               const tt_block_weight& given) {
   const CudaCall call("block_linear", args.place);
+  const Rows rows = args.values_dtype == TT_I8 ? cuda_rows(x) : aligned_cuda_rows(x);
+  const Tensor kept = aligned_values(values);
+  tt_block_weight weight = given;
+  weight.values = kept.const_data_ptr();
   const Tensor out = empty_rows(x, args.N, x.scalar_type());
   const tt_epilogue into = args.into(out);
   const Workspace workspace(call, call.library.block_linear_workspace(&weight, rows.M));
   check_status(call.library.block_linear(rows.data, args.x_dtype, rows.row_stride, &weight, rows.M,
                                          &into, workspace.data, call.stream));
   return out;
-}
-
-// What block_linear.h says of CUDA devices.
-bool kernel_serves(const SparseArgs& args, const tt_block_weight& w, const Rows& rows) {
-  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
-  const bool square = w.bn == w.bk && (w.bn == 16 || w.bn == 32 || w.bn == 64);
-  const bool int8 = w.dtype == TT_I8;
-  const bool x_aligned = int8 || (aligned(rows.data) && rows.row_stride % 8 == 0);
-  return square && w.dtype != TT_F32 && aligned(w.values) && x_aligned &&
-         cuda_serves("block_linear", args.place);
 }
 
 Tensor block_linear(const Tensor& x, const Tensor& values, const Tensor& crow, const Tensor& col,
@@ -73,16 +73,16 @@ Tensor block_linear(const Tensor& x, const Tensor& values, const Tensor& crow, c
   const Place place = place_of(x);
   check_values(kOp, values, col);
   const SparseArgs args(kOp, x, values, weight_scale, bias, activation, N, place);
-  const Rows rows = place.is_cuda() ? cuda_rows(x) : Rows(x);
   const tt_block_weight weight =
       block_weight(kOp, values.const_data_ptr(), args.values_dtype, values.sizes()[1],
-                   values.sizes()[2], crow, col, N, rows.K, place);
+                   values.sizes()[2], crow, col, N, x.sizes()[x.dim() - 1], place);
   if (place.is_cuda()) {
-    if (kernel_serves(args, weight, rows)) return on_cuda(x, args, weight, rows);
+    if (cuda_serves(kOp, place)) return on_cuda(x, values, args, weight);
     const auto results = call_overload("trimtab::block_linear", "dense", x, values, crow, col,
                                        weight_scale, bias, activation, N);
     return torch::stable::detail::to<Tensor>(results[0]);
   }
+  const Rows rows(x);
   const Tensor out = empty_rows(x, N, x.scalar_type());
   const tt_epilogue into = args.into(out);
   const tt_parallel pool = torch_pool();
@@ -91,12 +91,13 @@ Tensor block_linear(const Tensor& x, const Tensor& values, const Tensor& crow, c
   return out;
 }
 
-void check_grad(const char* op, const Tensor& grad, const char* name, const Tensor& other) {
+void check_grad(const char* op, const Tensor& grad, const char* name, const Tensor& other,
+                const Place& place = Place::cpu()) {
   TT_CHECK(grad.dim() >= 1, op, ": expected grad of at least one dimension, got ", describe(grad));
   TT_CHECK(grad.scalar_type() == other.scalar_type(), op, ": expected grad and ", name,
            " of one dtype, got ", describe(grad), " and ", describe(other));
-  check_place(op, "grad", grad, Place::cpu());
-  check_place(op, name, other, Place::cpu());
+  check_place(op, "grad", grad, place);
+  check_place(op, name, other, place);
 }
 
 Tensor block_grad_x(const Tensor& grad, const Tensor& values, const Tensor& crow, const Tensor& col,
@@ -115,18 +116,44 @@ Tensor block_grad_x(const Tensor& grad, const Tensor& values, const Tensor& crow
   return out;
 }
 
+Tensor grad_values_on_cuda(const Tensor& grad, const Tensor& x, const tt_block_weight& weight,
+                           const Place& place) {
+  const CudaCall call("block_grad_values", place);
+  const Rows rows = aligned_cuda_rows(grad), x_rows = aligned_cuda_rows(x);
+  const int64_t sizes[] = {weight.blocks, weight.bn, weight.bk};
+  const Tensor out = empty(place, sizes, 3, grad.scalar_type());
+  const Workspace workspace(call, call.library.block_grad_values_workspace(&weight, rows.M));
+  check_status(call.library.block_grad_values(rows.data, rows.row_stride, x_rows.data,
+                                              x_rows.row_stride, &weight, rows.M,
+                                              out.mutable_data_ptr(), workspace.data, call.stream));
+  return out;
+}
+
 Tensor block_grad_values(const Tensor& grad, const Tensor& x, const Tensor& crow, const Tensor& col,
                          int64_t bn, int64_t bk) {
   constexpr const char* kOp = "block_grad_values";
-  check_grad(kOp, grad, "x", x);
+  const Place place = place_of(grad);
+  check_grad(kOp, grad, "x", x, place);
   TT_CHECK(x.dim() >= 1, kOp, ": expected x of at least one dimension, got ", describe(x));
+  const int64_t N = grad.sizes()[grad.dim() - 1], K = x.sizes()[x.dim() - 1];
+  const auto rows_of = [](const Tensor& t) {
+    int64_t M = 1;
+    for (int64_t i = 0; i + 1 < t.dim(); ++i) M *= t.sizes()[size_t(i)];
+    return M;
+  };
+  TT_CHECK(rows_of(grad) == rows_of(x), kOp, ": expected grad and x of as many rows, got ",
+           describe(grad), " and ", describe(x));
+  const tt_block_weight weight =
+      block_weight(kOp, nullptr, float_dtype(kOp, "grad", grad), bn, bk, crow, col, N, K, place);
+  if (place.is_cuda()) {
+    if (cuda_serves(kOp, place)) return grad_values_on_cuda(grad, x, weight, place);
+    const auto results =
+        call_overload("trimtab::block_grad_values", "dense", grad, x, crow, col, bn, bk);
+    return torch::stable::detail::to<Tensor>(results[0]);
+  }
   const Rows rows(grad), x_rows(x);
-  TT_CHECK(rows.M == x_rows.M, kOp, ": expected grad and x of as many rows, got ", describe(grad),
-           " and ", describe(x));
-  const tt_block_weight weight = block_weight(kOp, nullptr, float_dtype(kOp, "grad", grad), bn, bk,
-                                              crow, col, rows.K, x_rows.K);
   const int64_t sizes[] = {weight.blocks, bn, bk};
-  const Tensor out = empty(Place::cpu(), sizes, 3, grad.scalar_type());
+  const Tensor out = empty(place, sizes, 3, grad.scalar_type());
   const tt_parallel pool = torch_pool();
   check_status(tt_block_grad_values(rows.data, rows.row_stride, x_rows.data, x_rows.row_stride,
                                     &weight, rows.M, out.mutable_data_ptr(), &pool));
@@ -149,6 +176,9 @@ TT_OPS(m) {
   m.def(
       "block_grad_values(Tensor grad, Tensor x, Tensor crow, Tensor col, int bn, int bk) -> "
       "Tensor");
+  m.def(
+      "block_grad_values.dense(Tensor grad, Tensor x, Tensor crow, Tensor col, int bn, int bk) -> "
+      "Tensor");
 }
 
 TT_CPU_OPS(m) {
@@ -161,6 +191,7 @@ TT_CPU_OPS(m) {
 TT_CUDA_OPS(m) {
   m.impl("block_linear", TORCH_BOX(&block_linear));
   m.impl("block_linear.inference", TORCH_BOX(&block_linear));
+  m.impl("block_grad_values", TORCH_BOX(&block_grad_values));
 }
 
 }  // namespace trimtab

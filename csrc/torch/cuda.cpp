@@ -71,6 +71,9 @@ Loaded load() {
   find(handle, "tt_bitmap_linear_cuda_workspace", &library.bitmap_linear_workspace, &found.problem);
   find(handle, "tt_block_linear_cuda", &library.block_linear, &found.problem);
   find(handle, "tt_block_linear_cuda_workspace", &library.block_linear_workspace, &found.problem);
+  find(handle, "tt_block_grad_values_cuda", &library.block_grad_values, &found.problem);
+  find(handle, "tt_block_grad_values_cuda_workspace", &library.block_grad_values_workspace,
+       &found.problem);
   find(handle, "tt_sparse24_linear_cuda", &library.sparse24_linear, &found.problem);
   find(handle, "tt_sparse24_linear_cuda_workspace", &library.sparse24_linear_workspace,
        &found.problem);
@@ -140,6 +143,20 @@ Rows cuda_rows(const Tensor& x, bool apart) {
     rows.row_stride = rows.K;
   }
   if (rows.M <= 1) rows.row_stride = (rows.K + 15) / 16 * 16;
+  return rows;
+}
+
+Rows aligned_cuda_rows(const Tensor& x) {
+  Rows rows = cuda_rows(x);
+  const int64_t size = int64_t(x.element_size()), each = 16 / size;
+  if (rows.M == 0 || rows.K == 0 ||
+      (reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && rows.row_stride % each == 0))
+    return rows;
+  rows.row_stride = (rows.K + each - 1) / each * each;
+  rows.tensor = empty_rows(x, rows.row_stride, x.scalar_type());
+  Tensor inside = torch::stable::narrow(rows.tensor, x.dim() - 1, 0, rows.K);
+  torch::stable::copy_(inside, x);
+  rows.data = rows.tensor.const_data_ptr();
   return rows;
 }
 

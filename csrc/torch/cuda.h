@@ -35,6 +35,8 @@ struct CudaLibrary {
   decltype(&tt_bitmap_linear_cuda_workspace) bitmap_linear_workspace;
   decltype(&tt_block_linear_cuda) block_linear;
   decltype(&tt_block_linear_cuda_workspace) block_linear_workspace;
+  decltype(&tt_block_grad_values_cuda) block_grad_values;
+  decltype(&tt_block_grad_values_cuda_workspace) block_grad_values_workspace;
   decltype(&tt_sparse24_linear_cuda) sparse24_linear;
   decltype(&tt_sparse24_linear_cuda_workspace) sparse24_linear_workspace;
   AOTITorchError (*current_stream)(int32_t device, void** stream);
@@ -66,6 +68,9 @@ struct Workspace {
 // [M, K] as rows of adjacent elements. A single row gets a stride of whole 16 bytes: there is no second one
 // that it could be wrong for. With `apart`, rows that overlap (expanded) are copied.
 Rows cuda_rows(const Tensor& x, bool apart = false);
+
+// The same with every row at a multiple of 16 bytes; copied where it is not.
+Rows aligned_cuda_rows(const Tensor& x);
 
 // A weight as the CUDA kernels read it: plain [N, K]; throws on the packed form, which is the CPU's.
 Rows cuda_weight(const char* op, const Tensor& weight, int64_t N, int64_t K);

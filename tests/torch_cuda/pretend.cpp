@@ -202,8 +202,26 @@ tt_status tt_block_linear_cuda(const void* x, tt_dtype x_dtype, int64_t x_stride
                                const tt_epilogue* epilogue, void* workspace, tt_stream stream) {
   if (const tt_status status = check_call(stream)) return status;
   if (const tt_status status = check_workspace(workspace)) return status;
-  if (weight->bn != weight->bk || weight->dtype == TT_F32) return wrong("pretend: no kernel");
+  const int64_t each = x_dtype == TT_F32 ? 4 : 8;  // of 16 bytes
+  if (weight->dtype != TT_I8 &&
+      ((M > 1 && x_stride % each != 0) || reinterpret_cast<uintptr_t>(x) % 16 != 0))
+    return wrong("pretend: x is not aligned");
+  if (reinterpret_cast<uintptr_t>(weight->values) % 16 != 0)
+    return wrong("pretend: values are not aligned");
   return tt_block_linear(x, x_dtype, x_stride, weight, M, epilogue, nullptr);
+}
+
+int64_t tt_block_grad_values_cuda_workspace(const tt_block_weight*, int64_t) { return kWorkspace; }
+
+tt_status tt_block_grad_values_cuda(const void* grad, int64_t grad_stride, const void* x,
+                                    int64_t x_stride, const tt_block_weight* weight, int64_t M,
+                                    void* grad_values, void* workspace, tt_stream stream) {
+  if (const tt_status status = check_call(stream)) return status;
+  if (const tt_status status = check_workspace(workspace)) return status;
+  const int64_t each = weight->dtype == TT_F32 ? 4 : 8;
+  if (M > 1 && (grad_stride % each != 0 || x_stride % each != 0))
+    return wrong("pretend: rows are not aligned");
+  return tt_block_grad_values(grad, grad_stride, x, x_stride, weight, M, grad_values, nullptr);
 }
 
 int64_t tt_sparse24_linear_cuda_workspace(int64_t, int64_t, tt_dtype) { return kWorkspace; }

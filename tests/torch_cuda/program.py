@@ -177,8 +177,7 @@ def bitmap():
 
 
 def blocks():
-    """The block diagonal of 16 x 16; in float32 the overload that unpacks."""
-    python_overload("block_linear", "dense", lambda x, *rest: x.new_full((len(x), 48), 7.0))
+    """The block diagonal of 16 x 16, whatever the dtype and the alignment; its gradient."""
     scale, bias, values = torch.rand(48), torch.randn(48), weight_of(48, 16).view(3, 16, 16)
     crow, col = torch.arange(4, dtype=torch.int32), torch.arange(3, dtype=torch.int32)
     x, dense = torch.randn(5, 48), torch.block_diag(*values)
@@ -190,10 +189,23 @@ def blocks():
         ops.block_linear.default(half, values.half(), crow, col, None, None, 0, 48),
         plain.block_linear(*numpy(half, values.half(), crow, col), N=48),
     )
+    off = torch.cat([torch.zeros(1), values.float().reshape(-1)])[1:].view(3, 16, 16)
+    for a, b in ((x, values.float()), (half[:, 1:], values.half()), (x, off)):
+        same(
+            ops.block_linear.default(a, b, crow, col, None, None, 0, 48),
+            plain.block_linear(*numpy(a.contiguous(), b.contiguous(), crow, col), N=48),
+        )
+    grad, wide = torch.randint(-9, 9, (5, 48)).float(), torch.randint(-9, 9, (5, 50)).float()
+    for a in (wide[:, :48].contiguous(), wide[:, 1:49]):
+        same(
+            ops.block_grad_values.default(grad, a, crow, col, 16, 16),
+            torch.stack([grad[:, i : i + 16].t() @ a[:, i : i + 16] for i in (0, 16, 32)]).numpy(),
+        )
+    expect_error(
+        "expected grad and x of as many rows", ops.block_grad_values.default, grad, x[:3], crow,
+        col, 16, 16,
+    )  # fmt: skip
     assert not calls
-    for a, b in ((x, values.float()), (half[:, 1:].contiguous()[:, :47], values.half())):
-        assert ops.block_linear.default(a, b, crow, col, None, None, 0, 48).eq(7).all()
-    assert calls == [("block_linear", "dense")] * 2
     pretend.pretend_other_device(col.data_ptr())
     args = (x, values, crow, col, scale, None, 0, 48)
     expect_error("expected col on cuda:0", ops.block_linear.default, *args)

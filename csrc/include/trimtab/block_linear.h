@@ -30,9 +30,9 @@ TT_API tt_status tt_block_linear(const void* x, tt_dtype x_dtype, int64_t x_stri
                                  const tt_block_weight* weight, int64_t M,
                                  const tt_epilogue* epilogue, const tt_parallel* parallel);
 
-/* On a CUDA device: blocks of 16 x 16, 32 x 32 and 64 x 64 in bf16, fp16 and int8, others are TT_UNSUPPORTED, as
- * are values or float rows of x that are not aligned to 16 bytes. Whatever crow and col hold, nothing outside
- * the operands is read.
+/* On a CUDA device: blocks of 16 x 16, 32 x 32 and 64 x 64 in bf16, fp16 and int8 by the tensor cores, which want
+ * values and float rows of x aligned to 16 bytes (else TT_UNSUPPORTED); others and float32 by multiply-adds, at any
+ * address. Whatever crow and col hold, nothing outside the operands is read.
  * workspace: tt_block_linear_cuda_workspace(weight, M) bytes, aligned to 256, its contents are not kept; NULL
  * where that is 0. It serves one call at a time. */
 TT_API int64_t tt_block_linear_cuda_workspace(const tt_block_weight* weight, int64_t M);
@@ -51,6 +51,15 @@ TT_API tt_status tt_block_grad_x(const void* grad, int64_t grad_stride,
 TT_API tt_status tt_block_grad_values(const void* grad, int64_t grad_stride, const void* x,
                                       int64_t x_stride, const tt_block_weight* weight, int64_t M,
                                       void* grad_values, const tt_parallel* parallel);
+
+/* On a CUDA device, for any blocks; rows of grad and x aligned to 16 bytes (else TT_UNSUPPORTED). The order of a
+ * sum is the same in every run. Nothing outside the operands is read or written, whatever crow and col hold.
+ * workspace as above, of tt_block_grad_values_cuda_workspace(weight, M) bytes. */
+TT_API int64_t tt_block_grad_values_cuda_workspace(const tt_block_weight* weight, int64_t M);
+TT_API tt_status tt_block_grad_values_cuda(const void* grad, int64_t grad_stride, const void* x,
+                                           int64_t x_stride, const tt_block_weight* weight,
+                                           int64_t M, void* grad_values, void* workspace,
+                                           tt_stream stream);
 
 #ifdef __cplusplus
 }

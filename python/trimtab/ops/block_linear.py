@@ -40,9 +40,10 @@ def block_linear(
     weights alone leaves no NaN. bfloat16 on AMX takes subnormals as zero. With int8 values ``x`` is
     quantized row by row and the result has the bits of int8_linear with the dense weight.
 
-    On a GPU blocks of 16 x 16, 32 x 32 and 64 x 64 in bfloat16, float16 and int8 have a kernel, whose
-    order of a float sum is the same in every run; the others and the gradients go through other ops
-    (ops/sparse_fallback.py), some of which evaluate 0 * Inf.
+    On a GPU blocks of 16 x 16, 32 x 32 and 64 x 64 in bfloat16, float16 and int8 go through the tensor
+    cores, others and float32 by multiply-adds; the order of a float sum is the same in every run. Where
+    the CUDA library is missing the dense weight is multiplied (ops/sparse_fallback.py), which evaluates
+    0 * Inf.
 
     Gradients flow to ``x``, float ``values`` (kept blocks alone) and ``bias``; int8 values have none,
     and ``x`` then gets the one through the dequantized weight. Under autocast ``x`` and float
@@ -252,10 +253,15 @@ def _(grad: Tensor, values: Tensor, crow: Tensor, col: Tensor, K: int) -> Tensor
     return grad.new_empty([*grad.shape[:-1], K])
 
 
-@library.register_fake("trimtab::block_grad_values")
-def _(grad: Tensor, x: Tensor, crow: Tensor, col: Tensor, bn: int, bk: int) -> Tensor:
+def _fake_grad_values(
+    grad: Tensor, x: Tensor, crow: Tensor, col: Tensor, bn: int, bk: int
+) -> Tensor:
     library.expect_float("block_grad_values", "grad", grad)
     return grad.new_empty([col.shape[0], bn, bk])
+
+
+for _overload in ("", ".dense"):
+    library.register_fake(f"trimtab::block_grad_values{_overload}")(_fake_grad_values)
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:

@@ -1,12 +1,9 @@
 """The sparse products on a GPU where no kernel of theirs serves: most through the dense weight.
 
 - bitmap_linear with more than 32 rows, or without the CUDA library: the dense weight.
-- block_linear in float32, with other blocks than 16 x 16, 32 x 32 and 64 x 64, with rows of x that are
-  not aligned to 16 bytes, or without the CUDA library: the dense weight; but blocks of 1 x 16 and up to
-  32 rows as a bitmap weight. (Its products read 32 bytes of x for 16 multiply-adds: at many rows that
-  takes longer than the dense product.)
-- block_grad_x: block_linear with the transposed weight, where that has a kernel.
-- block_grad_values: torch's dense product, of which the kept blocks are taken.
+- block_linear without the CUDA library: the dense weight.
+- block_grad_x: block_linear with the transposed weight, always.
+- block_grad_values without the CUDA library: torch's dense product, of which the kept blocks are taken.
 
 The dense ways cost what the dense product costs and the unpacking; swap_ measures that and leaves such
 layers dense. int8 values give the bits they give on a CPU. Float values differ from the contract in
@@ -20,12 +17,9 @@ import torch
 from torch import Tensor
 
 from . import library
-from .bitmap_linear import bitmap_row_bytes, bitmap_unpack
+from .bitmap_linear import bitmap_unpack
 from .block_linear import block_unpack, blocks_of
 from .int8_weight_mm import activation_forward
-
-BITMAP_ROWS = 32  # TT_BITMAP_LINEAR_CUDA_MAX_M
-KERNEL_BLOCKS = (16, 32, 64)
 
 
 def _product(
@@ -63,11 +57,7 @@ def _block_linear(
     activation: int,
     N: int,
 ) -> Tensor:
-    K, M = x.shape[-1], x.shape[:-1].numel()
-    if values.shape[1:] == (1, 16) and K % 16 == 0 and 0 < M <= BITMAP_ROWS:
-        parts = _as_bitmap(values, crow, col, K)
-        return torch.ops.trimtab.bitmap_linear.inference(x, *parts, weight_scale, bias, activation)
-    weight = block_unpack(values, crow, col, N, K)
+    weight = block_unpack(values, crow, col, N, x.shape[-1])
     return _product(x, weight, weight_scale, bias, activation)
 
 
@@ -77,19 +67,8 @@ def _row_of_each(crow: Tensor, blocks: int) -> Tensor:
     return torch.repeat_interleave(rows, (crow[1:] - crow[:-1]).long(), output_size=blocks)
 
 
-def _as_bitmap(values: Tensor, crow: Tensor, col: Tensor, K: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Blocks of 1 x 16 as a bitmap weight: the same values in the same order, 16 bits a block."""
-    N = crow.shape[0] - 1
-    bits = torch.zeros(N, bitmap_row_bytes(K) // 2, dtype=torch.int16, device=col.device)
-    kept = torch.tensor(-1, dtype=torch.int16, device=col.device)
-    bits.index_put_((_row_of_each(crow, col.shape[0]), col.long()), kept)
-    return values.reshape(-1), bits.view(torch.uint8), crow.long() * 16
-
-
 def _block_grad_x(grad: Tensor, values: Tensor, crow: Tensor, col: Tensor, K: int) -> Tensor:
-    _, bn, bk = values.shape
-    if bn != bk or bn not in KERNEL_BLOCKS or values.dtype == torch.float32:
-        return grad @ block_unpack(values, crow, col, grad.shape[-1], K)
+    bk = values.shape[2]
     order = torch.argsort(col, stable=True)  # rows of blocks rise within a column
     counts = torch.zeros(blocks_of(K, bk), dtype=torch.int64, device=col.device)
     counts.index_add_(0, col.long(), torch.ones_like(col, dtype=torch.int64))
@@ -115,7 +94,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "bitmap_linear.dense": _bitmap_linear,
     "block_linear.dense": _block_linear,
     "block_grad_x": _block_grad_x,
-    "block_grad_values": _block_grad_values,
+    "block_grad_values.dense": _block_grad_values,
 }
 
 
