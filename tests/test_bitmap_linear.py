@@ -37,6 +37,7 @@ SHAPES = [
     (70, 100, 1057, 0.05),
     (115, 131, 257, 0.2),
     (130, 65, 257, 0.3),
+    (140, 1100, 70, 0.2),  # tiles of 512 rows of the weight, and panels in groups of 5 and 4
 ]
 
 

@@ -15,7 +15,6 @@ struct BitmapBlock {
   int64_t row_bytes;  // of weight.bits
   int64_t K, n_begin, n_end;  // n_begin a multiple of kSparseTileN
   int64_t N;  // rows of the weight: those behind n_end are often this thread's next
-  int side_by_side;  // panels in a group; the last group may have fewer
 };
 
 // False: no memory for scratch.
@@ -36,8 +35,6 @@ struct BitmapKernel {
   int64_t max_panel_bytes = int64_t(16) << 20;
   // x as rows and not as panels, of at most kBitmapDotRows: writes one, zeros up to a multiple of 64 k.
   BitmapRowFn row = nullptr;
-  // Panels that may stand side by side, [k][panel][16 m]. More of them form groups one after the other.
-  int side_by_side = 1;
   int64_t task_rows = 0;  // of the weight that a task needs to be worth reading all of x for
 };
 

@@ -70,10 +70,7 @@ BitmapKernel bitmap_kernel(tt_isa isa, const tt_bitmap& weight, int64_t M, int64
   BitmapKernel kernel{PanelCell::kF32, kBlocks[dtype == TT_F32    ? 0
                                                : dtype == TT_BF16 ? 1
                                                                   : 2][column]};
-  if (column > 0) {
-    kernel.side_by_side = 4 * column;  // sums in half of the registers
-    kernel.task_rows = 512;
-  }
+  if (column > 0) kernel.task_rows = 512;
   return kernel;
 }
 
@@ -99,42 +96,24 @@ void fill_rows(const Pass& pass) {
                     pass.a_scale + m);
 }
 
-// A group of panels, k of one part. Side by side they are filled 64 k of each in turn, which writes line after
-// line; one by one they take all of K at once, for the scale of a row.
-void fill(Pass& pass, int64_t group, int64_t k_begin, int64_t k_end) {
-  const int64_t wide = pass.block.side_by_side, first = group * wide;
-  const int64_t beside = std::min(wide, (pass.block.rows + kSparseM - 1) / kSparseM - first);
-  const int64_t k_step = wide > 1 ? 64 : std::max<int64_t>(k_end - k_begin, 1);
-  char* to = static_cast<char*>(const_cast<void*>(pass.block.x)) + first * pass.block.panel_bytes;
-  int64_t k = k_begin;
-  do {
-    for (int64_t i = 0; i < beside; ++i) {
-      const int64_t m = (first + i) * kSparseM;
-      pass.output.lanes->fill(pass.x + m * pass.row_bytes + k * dtype_size(pass.dtype), pass.dtype,
-                              pass.x_stride, int(std::min<int64_t>(kSparseM, pass.block.rows - m)),
-                              std::min(k_step, k_end - k), pass.kernel.cell,
-                              to + (k * beside + i) * 64, 16 * beside, pass.a_scale + m);
-    }
-  } while ((k += k_step) < k_end);
+void fill(Pass& pass, int64_t panel) {
+  const int64_t m = panel * kSparseM;
+  char* to = static_cast<char*>(const_cast<void*>(pass.block.x)) + panel * pass.block.panel_bytes;
+  pass.output.lanes->fill(pass.x + m * pass.row_bytes, pass.dtype, pass.x_stride,
+                          int(std::min<int64_t>(kSparseM, pass.block.rows - m)), pass.block.K,
+                          pass.kernel.cell, to, pass.a_scale + m);
 }
 
 bool run_pass(Pass& pass, int64_t N, const tt_parallel& pool, int threads) {
-  const int64_t K = pass.block.K, panels = (pass.block.rows + kSparseM - 1) / kSparseM;
-  const int64_t groups = (panels + pass.kernel.side_by_side - 1) / pass.kernel.side_by_side;
-  pass.block.side_by_side = int((panels + groups - 1) / groups);  // even groups: 9 panels as 5 + 4
+  const int64_t panels = (pass.block.rows + kSparseM - 1) / kSparseM;
   // Below this the fill costs less than a second parallel region.
   constexpr int64_t kWorthFilling = 64 * 1024;
   if (pass.kernel.row != nullptr) {
     fill_rows(pass);
   } else if (threads > 1 && panels > 1 && pass.block.rows * pass.block.K > kWorthFilling) {
-    const int64_t part = pass.block.side_by_side > 1 ? 512 : std::max<int64_t>(K, 1);
-    const int64_t parts = std::max<int64_t>((K + part - 1) / part, 1);
-    parallel_run(pool, groups * parts, [&](int64_t task) {
-      const int64_t k = task % parts * part;
-      fill(pass, task / parts, k, std::min(k + part, K));
-    });
+    parallel_run(pool, panels, [&](int64_t panel) { fill(pass, panel); });
   } else {
-    for (int64_t group = 0; group < groups; ++group) fill(pass, group, 0, K);
+    for (int64_t panel = 0; panel < panels; ++panel) fill(pass, panel);
   }
   // Several tasks a thread, so that a late one can be caught up with.
   const int64_t wanted = threads == 1 ? 1 : 8 * threads;
@@ -258,7 +237,7 @@ tt_status tt_bitmap_linear(const void* x, tt_dtype x_dtype, int64_t x_stride,
   pass.x_stride = x_stride;
   pass.row_bytes = x_stride * dtype_size(x_dtype);
   pass.a_scale = reinterpret_cast<float*>(scratch + x_bytes);
-  pass.block = {scratch, panel_bytes, 0, *weight, tt_bitmap_row_bytes(K), K, 0, N, N, 1};
+  pass.block = {scratch, panel_bytes, 0, *weight, tt_bitmap_row_bytes(K), K, 0, N, N};
   pass.output = sparse_output(isa, *epilogue, weight->dtype == TT_I8, pass.a_scale,
                               own_bias ? bias : static_cast<const float*>(epilogue->bias));
   for (int64_t m = 0; m < M; m += pass_rows) {

@@ -4,14 +4,14 @@
 //   for a tile of rows n:  for 64 k, a word of bits:  for n of the tile:
 //     sums[n][panel][16] += w * x[k][panel][16]  for every bit k
 //
-//   Per kept weight: one load and one fma a vector, and some six instructions to find k and w. The panels
-//   stand side by side, so that 64 k of eight of them are one piece of 32 KiB that stays in L1 while the tile
-//   passes over it; meanwhile the next piece is asked for, a line or two a row. The sums of a tile (256 KiB)
-//   pass through L2 in order. x is read once a tile, each weight once for eight panels.
+//   Per kept weight: one load and one fma a vector, and eight instructions to find k and w. The loads set the
+//   pace if the rest stays below six micro-operations a cycle; ahead of the loads it also hides most of what
+//   the end of a row's bits costs, which cannot be predicted. So 64 k of eight panels are copied side by side
+//   (32 KiB, in L1 while the tile passes over them), where a weight's vectors follow each other, while the
+//   next ones are asked for, a line or two a row. The sums of a tile (256 KiB) pass through L2 in order.
 //
-//   The end of a row's bits cannot be predicted, which costs some 25 cycles. Up to four vectors of sums that
-//   is more than all else: there the rows come in order of their bits, so that the loop runs as often as it
-//   did for the row before (64 rows of x, 4096 x 4096 at 90 %: 1.3 x faster; with eight panels it loses).
+//   Up to four vectors of sums that end is more than all else: there the rows come in order of their bits, so
+//   that the loop runs as often as it did for the row before.
 #pragma once
 #include <cstring>
 
@@ -26,6 +26,7 @@ constexpr int kWalkRows = 512;  // of a tile
 constexpr int kSortedRows = 256;  // of a tile in order of its bits: its sums are met in any order
 constexpr int kRowsAhead = 8;  // whose bits and values are asked for
 
+// Whether rows come in order of their bits.
 template <class V>
 constexpr bool walk_sorts(int panels) {
   return panels * (kSparseM / V::lanes) <= 4;
@@ -33,18 +34,20 @@ constexpr bool walk_sorts(int panels) {
 
 struct WalkScratch {
   float* sums;  // [kWalkRows][panels][16]
-  const void** next;  // [kWalkRows] each row's values from here on
-  uint64_t* words;  // [kSortedRows]
-  uint16_t* order;  // [kSortedRows]
+  float* piece;  // [64 k][panels][16] of x
+  const void** next;  // [kWalkRows + kRowsAhead] each row's values from here on
+  uint64_t* words;  // [kWalkRows]: the last group of panels may be the only one to sort
+  uint16_t* order;  // [kWalkRows + kRowsAhead]
 
   bool take(int panels) {
     Carver carve;
     for (int cut = 0; cut < 2; ++cut) {
       if (cut == 1 && !carve.take(Scratch::kRow)) return false;
       carve(sums, int64_t(kWalkRows) * panels * kSparseM);
-      carve(next, int64_t(kWalkRows));
-      carve(words, int64_t(kSortedRows));
-      carve(order, int64_t(kSortedRows));
+      carve(piece, int64_t(64) * panels * kSparseM);
+      carve(next, int64_t(kWalkRows + kRowsAhead));
+      carve(words, int64_t(kWalkRows));
+      carve(order, int64_t(kWalkRows + kRowsAhead));
     }
     return true;
   }
@@ -63,22 +66,30 @@ TT_INLINE const float* widened(const T* values, int count, float* to) {
   return to;
 }
 
-// sums [kPanels][16], from zeros at the first word, += the kept weights of one word times x [64][kPanels][16]
+// sums [kPanels][16], from zeros at the first word, += the kept weights of one word times x [64 k][kPanels][16]
 template <class V, int kPanels>
 TT_INLINE void walk_word(uint64_t word, const float* w, const float* x, bool first, float* sums) {
   constexpr int kVectors = kPanels * kSparseM / V::lanes;
   V sum[kVectors];
-  if (first) {
-    for (int v = 0; v < kVectors; ++v) sum[v] = V(0.0f);
-  } else {
-    for (int v = 0; v < kVectors; ++v) sum[v] = V::load(sums + v * V::lanes);
-  }
+  for (int v = 0; v < kVectors; ++v) sum[v] = first ? V(0.0f) : V::load(sums + v * V::lanes);
   for (; word != 0; word &= word - 1, ++w) {
     const float* at = x + uint64_t(unsigned(__builtin_ctzll(word))) * (kPanels * kSparseM);
+    // In one register: base and index would make two micro-operations of each fma (measured: 1.2 x the time).
+    __asm__("" : "+r"(at));
     const V weight(*w);
     for (int v = 0; v < kVectors; ++v) sum[v] = fma(weight, V::load(at + v * V::lanes), sum[v]);
   }
   for (int v = 0; v < kVectors; ++v) sum[v].store(sums + v * V::lanes);
+}
+
+// 64 k of kPanels panels -> piece [64][kPanels][16]
+template <class V, int kPanels>
+TT_INLINE void copy_piece(const char* x, int64_t panel_bytes, float* piece) {
+  for (int p = 0; p < kPanels; ++p, x += panel_bytes)
+    for (int k = 0; k < 64; ++k)
+      for (int m = 0; m < kSparseM; m += V::lanes)
+        V::load(reinterpret_cast<const float*>(x) + k * kSparseM + m)
+            .store(piece + (k * kPanels + p) * kSparseM + m);
 }
 
 // The words of `rows` rows, and the rows in rising order of the bits in them.
@@ -86,7 +97,7 @@ inline void sort_rows(const uint8_t* bits, int64_t row_bytes, int rows,
                       const WalkScratch& scratch) {
   uint16_t start[66] =
       {};  // of the rows with that many bits; one further on while they are counted
-  uint8_t counts[kSortedRows];
+  uint8_t counts[kWalkRows];
   for (int row = 0; row < rows; ++row, bits += row_bytes) {
     std::memcpy(scratch.words + row, bits, 8);
     counts[row] = uint8_t(__builtin_popcountll(scratch.words[row]));
@@ -97,57 +108,61 @@ inline void sort_rows(const uint8_t* bits, int64_t row_bytes, int rows,
   for (int row = 0; row < rows; ++row) scratch.order[start[counts[row]]++] = uint16_t(row);
 }
 
-// `rows` rows of the weight from n on, times x [K][kPanels][16] -> sums [rows][kPanels][16]
+// `rows` rows of the weight from n on, times kPanels panels -> sums [rows][kPanels][16]
 template <class V, class Value, int kPanels>
-void walk(const BitmapBlock& s, int64_t n, int rows, const float* x, const WalkScratch& scratch) {
+void walk(const BitmapBlock& s, int64_t n, int rows, const char* x, const WalkScratch& scratch) {
   constexpr bool kSorted = walk_sorts<V>(kPanels);
-  constexpr int kPiece = 64 * kPanels;  // lines of 64 bytes
-  const int lines_a_row = (kPiece + rows - 1) / rows;
+  constexpr int kLines = 64 * kPanels;  // of x for a word
+  const int lines_a_row = rows < 64 ? kPanels : (kLines + rows - 1) / rows;
   const Value** next = reinterpret_cast<const Value**>(scratch.next);
-  for (int row = 0; row < rows; ++row)
-    next[row] = static_cast<const Value*>(s.weight.values) + s.weight.row_start[n + row];
+  const Value* values = static_cast<const Value*>(s.weight.values);
+  for (int row = 0; row < rows; ++row) next[row] = values + s.weight.row_start[n + row];
+  for (int i = 0; i < kRowsAhead; ++i) next[rows + i] = next[rows - 1], scratch.order[rows + i] = 0;
   if (s.row_bytes == 0) std::memset(scratch.sums, 0, size_t(rows) * kPanels * kSparseM * 4);
   float buffer[64];
   const uint8_t* bits = s.weight.bits + n * s.row_bytes;
-  for (int64_t byte = 0; byte < s.row_bytes; byte += 8, bits += 8, x += kPiece * 16) {
+  for (int64_t byte = 0; byte < s.row_bytes; byte += 8, bits += 8) {
     if (kSorted) sort_rows(bits, s.row_bytes, rows, scratch);
-    const char* x_next = reinterpret_cast<const char*>(x + kPiece * 16);
-    for (int i = 0; i < rows; ++i) {
-      const int ahead = i + kRowsAhead < rows ? i + kRowsAhead : i;
+    copy_piece<V, kPanels>(x, s.panel_bytes, scratch.piece);
+    x += 64 * 64;
+    const uint8_t* row_bits = bits;
+    int line = 0;
+    for (int i = 0; i < rows; ++i, row_bits += s.row_bytes) {
       const int row = kSorted ? scratch.order[i] : i;
       uint64_t word;
-      std::memcpy(&word,
-                  kSorted ? reinterpret_cast<const uint8_t*>(scratch.words + row)
-                          : bits + row * s.row_bytes,
-                  8);
-      __builtin_prefetch(bits + ahead * s.row_bytes + (kSorted ? 8 : 0));
-      __builtin_prefetch(next[kSorted ? scratch.order[ahead] : ahead]);
-      for (int line = i * lines_a_row; line < kPiece && line < (i + 1) * lines_a_row; ++line)
-        __builtin_prefetch(x_next + line * 64, 0, 2);
+      std::memcpy(&word, kSorted ? static_cast<const void*>(scratch.words + row) : row_bits, 8);
+      __builtin_prefetch(row_bits + kRowsAhead * s.row_bytes + (kSorted ? 8 : 0));
+      __builtin_prefetch(next[kSorted ? scratch.order[i + kRowsAhead] : i + kRowsAhead]);
+      for (int l = 0; l < lines_a_row; ++l, ++line)
+        __builtin_prefetch(x + (line >> 6) * s.panel_bytes + (line & 63) * 64, 0, 2);
+      const Value* from = next[row];
       const int count = __builtin_popcountll(word);
-      walk_word<V, kPanels>(word, widened<V>(next[row], count, buffer), x, byte == 0,
-                            scratch.sums + row * kPanels * kSparseM);
-      next[row] += count;
-      __builtin_prefetch(next[row] + 64 / sizeof(Value), 0, 2);  // for the next word
+      walk_word<V, kPanels>(word, widened<V>(from, count, buffer), scratch.piece, byte == 0,
+                            scratch.sums + row * (kPanels * kSparseM));
+      next[row] = from + count;
+      __builtin_prefetch(from + count + 64 / sizeof(Value), 0, 2);  // for the next word
     }
   }
 }
 
 template <class V, class Value>
 bool walk_block(const BitmapBlock& s, const SparseOutput& output) {
-  using Walk = void (*)(const BitmapBlock&, int64_t, int, const float*, const WalkScratch&);
+  using Walk = void (*)(const BitmapBlock&, int64_t, int, const char*, const WalkScratch&);
   static constexpr Walk kWalks[] = {walk<V, Value, 1>, walk<V, Value, 2>, walk<V, Value, 3>,
                                     walk<V, Value, 4>, walk<V, Value, 5>, walk<V, Value, 6>,
                                     walk<V, Value, 7>, walk<V, Value, 8>};
   const int64_t panels = (s.rows + kSparseM - 1) / kSparseM;
+  constexpr int kMost = V::lanes / 2;  // panels, whose sums take half of the registers
+  const int64_t groups = (panels + kMost - 1) / kMost;
+  const int wide = int((panels + groups - 1) / groups);  // even groups: 9 panels as 5 + 4
   WalkScratch scratch;
-  if (!scratch.take(s.side_by_side)) return false;
-  const int tile = walk_sorts<V>(s.side_by_side) ? kSortedRows : kWalkRows;
+  if (!scratch.take(wide)) return false;
+  const int tile = walk_sorts<V>(wide) ? kSortedRows : kWalkRows;
   for (int64_t n = s.n_begin; n < s.n_end; n += tile) {
     const int tile_rows = int(s.n_end - n < tile ? s.n_end - n : tile);
-    for (int64_t p = 0; p < panels; p += s.side_by_side) {
-      const int group = int(panels - p < s.side_by_side ? panels - p : s.side_by_side);
-      kWalks[group - 1](s, n, tile_rows, static_cast<const float*>(s.x) + p * s.panel_bytes / 4,
+    for (int64_t p = 0; p < panels; p += wide) {
+      const int group = int(panels - p < wide ? panels - p : wide);
+      kWalks[group - 1](s, n, tile_rows, static_cast<const char*>(s.x) + p * s.panel_bytes,
                         scratch);
       for (int i = 0; i < group; ++i) {
         const int64_t m = (p + i) * kSparseM;

@@ -47,7 +47,7 @@ void fill(const Pass& pass, int64_t panel, char* to) {
   const int64_t m = panel * kSparseM, K = pass.all.weight->K;
   pass.all.out->lanes->fill(pass.x + m * pass.row_bytes, pass.dtype, pass.x_stride,
                             int(std::min<int64_t>(kSparseM, pass.all.rows - m)), K,
-                            pass.kernel.cell, to, 16, pass.a_scale + m);
+                            pass.kernel.cell, to, pass.a_scale + m);
   // The last block may reach beyond the steps that K fills: x is 0 there.
   const int64_t filled = panel_steps(K, pass.kernel.cell) * kSparseStepBytes;
   std::memset(to + filled, pass.kernel.cell == PanelCell::kUint8 ? 0x80 : 0,

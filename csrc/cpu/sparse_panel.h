@@ -32,11 +32,10 @@ constexpr int64_t panel_steps(int64_t K, PanelCell cell) {
 
 // What an instruction set brings to every sparse product.
 struct SparseLanes {
-  // x [rows <= 16, K], rows x_stride elements apart -> panel, panel_steps() * kSparseStepBytes bytes; its
-  // lines of 16 m stand k_stride dwords apart: 16, or more where panels stand side by side
+  // x [rows <= 16, K], rows x_stride elements apart -> panel, panel_steps() * kSparseStepBytes bytes
   // scale [rows]: the rows' scales, for int8 cells; else NULL
   void (*fill)(const void* x, tt_dtype dtype, int64_t x_stride, int rows, int64_t K, PanelCell cell,
-               void* panel, int64_t k_stride, float* scale);
+               void* panel, float* scale);
   // Whether x [rows, K] holds neither NaN nor Inf.
   bool (*finite)(const void* x, tt_dtype dtype, int64_t x_stride, int64_t rows, int64_t K);
   // 16 x 16 dwords, rows `stride` dwords apart

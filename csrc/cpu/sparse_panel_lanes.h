@@ -35,7 +35,7 @@ inline void fill_cells(const T* x, int count, float inverse, uint32_t* cells) {
 
 template <class V, PanelCell kCell, class T>
 void fill_transposed(const T* x, int64_t x_stride, int rows, int64_t K, uint32_t* panel,
-                     int64_t k_stride, float* scale) {
+                     float* scale) {
   constexpr int kStep = 64 / panel_cell_bytes(kCell);
   constexpr bool kQuantized = kCell == PanelCell::kInt8 || kCell == PanelCell::kUint8;
   float inverse[kSparseM] = {};
@@ -50,15 +50,15 @@ void fill_transposed(const T* x, int64_t x_stride, int rows, int64_t K, uint32_t
   constexpr bool kPlain = !kQuantized && panel_cell_bytes(kCell) == sizeof(T);
   const bool plain = kPlain && rows == kSparseM && x_stride * int64_t(sizeof(T)) % 4 == 0;
   const int64_t k_plain = plain ? K / kStep * kStep : 0;
-  for (int64_t k = 0; k < k_plain; k += kStep, panel += 16 * k_stride)
+  for (int64_t k = 0; k < k_plain; k += kStep, panel += 256)
     transpose_16x16(reinterpret_cast<const uint32_t*>(x + k), x_stride * int64_t(sizeof(T)) / 4,
-                    panel, k_stride);
+                    panel, 16);
   alignas(64) uint32_t cells[kSparseM * 16] = {};
-  for (int64_t k = k_plain; k < K; k += kStep, panel += 16 * k_stride) {
+  for (int64_t k = k_plain; k < K; k += kStep, panel += 256) {
     const int count = int(K - k < kStep ? K - k : kStep);
     for (int row = 0; row < rows; ++row)
       fill_cells<V, kCell>(x + row * x_stride + k, count, inverse[row], cells + row * 16);
-    transpose_16x16(cells, 16, panel, k_stride);
+    transpose_16x16(cells, 16, panel, 16);
     // Not in the cells: their 16-byte stores cannot be forwarded to a 64-byte load, which would wait.
     if constexpr (kCell == PanelCell::kUint8)
       for (int i = 0; i < 256; ++i) panel[i] ^= 0x80808080u;
@@ -67,35 +67,31 @@ void fill_transposed(const T* x, int64_t x_stride, int rows, int64_t K, uint32_t
 
 template <class V, class T>
 void fill_panel(const T* x, int64_t x_stride, int rows, int64_t K, PanelCell cell, uint32_t* panel,
-                int64_t k_stride, float* scale) {
+                float* scale) {
   switch (cell) {
     case PanelCell::kF32:
-      return fill_transposed<V, PanelCell::kF32>(x, x_stride, rows, K, panel, k_stride, scale);
+      return fill_transposed<V, PanelCell::kF32>(x, x_stride, rows, K, panel, scale);
     case PanelCell::kBf16:
       if constexpr (sizeof(T) == 2)
-        return fill_transposed<V, PanelCell::kBf16>(x, x_stride, rows, K, panel, k_stride, scale);
+        return fill_transposed<V, PanelCell::kBf16>(x, x_stride, rows, K, panel, scale);
       return;
     case PanelCell::kInt8:
-      return fill_transposed<V, PanelCell::kInt8>(x, x_stride, rows, K, panel, k_stride, scale);
+      return fill_transposed<V, PanelCell::kInt8>(x, x_stride, rows, K, panel, scale);
     case PanelCell::kUint8:
-      return fill_transposed<V, PanelCell::kUint8>(x, x_stride, rows, K, panel, k_stride, scale);
+      return fill_transposed<V, PanelCell::kUint8>(x, x_stride, rows, K, panel, scale);
   }
 }
 
 template <class V>
 void fill_sparse_panel(const void* x, tt_dtype dtype, int64_t x_stride, int rows, int64_t K,
-                       PanelCell cell, void* panel, int64_t k_stride, float* scale) {
+                       PanelCell cell, void* panel, float* scale) {
   uint32_t* to = static_cast<uint32_t*>(panel);
   switch (dtype) {
     case TT_BF16:
-      return fill_panel<V>(static_cast<const bf16*>(x), x_stride, rows, K, cell, to, k_stride,
-                           scale);
+      return fill_panel<V>(static_cast<const bf16*>(x), x_stride, rows, K, cell, to, scale);
     case TT_F16:
-      return fill_panel<V>(static_cast<const fp16*>(x), x_stride, rows, K, cell, to, k_stride,
-                           scale);
-    default:
-      return fill_panel<V>(static_cast<const float*>(x), x_stride, rows, K, cell, to, k_stride,
-                           scale);
+      return fill_panel<V>(static_cast<const fp16*>(x), x_stride, rows, K, cell, to, scale);
+    default: return fill_panel<V>(static_cast<const float*>(x), x_stride, rows, K, cell, to, scale);
   }
 }
 
