@@ -23,11 +23,16 @@ def test_all_sections_on_the_cpu(tmp_path: Path) -> None:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     timed = [row for row in rows if row["metric"] == "time"]
-    assert {row["section"] for row in timed} == {"decode", "blocks"}
+    sections = {"decode", "blocks", "thin", "gradients", "two_four", "compress"}
+    assert {row["section"] for row in timed} == sections
     blocks = {f"block {size} {kind}" for size in (16, 32, 64) for kind in ("bf16", "int8")}
+    blocks |= {"block 64 fp32", "block 1x16 bf16", "block 1x16"}
+    blocks |= {f"block {size}x{size}" for size in (16, 32, 64)}
+    two_four = {"2:4 bf16", "2:4 int8", "clone", "sparse24_pack", "sparse24_pack_both"}
     providers = {row["provider"] for row in timed}
-    assert providers == {"cuBLAS bf16", "bitmap bf16", "bitmap int8"} | blocks
-    assert len([row for row in rows if row["section"] == "bars"]) == 4
+    peers = {"cuBLAS bf16", "cuBLAS fp32"}
+    assert providers == {"bitmap bf16", "bitmap int8"} | peers | blocks | two_four
+    assert len([row for row in rows if row["section"] == "bars"]) == 7
     assert all(0 < float(row["y_20"]) <= float(row["y_80"]) for row in timed)
 
 
