@@ -15,6 +15,7 @@ struct BitmapBlock {
   int64_t row_bytes;  // of weight.bits
   int64_t K, n_begin, n_end;  // n_begin a multiple of kSparseTileN
   int64_t N;  // rows of the weight: those behind n_end are often this thread's next
+  int cols;  // of BitmapKernel
 };
 
 // False: no memory for scratch.
@@ -35,6 +36,8 @@ struct BitmapKernel {
   int64_t max_panel_bytes = int64_t(16) << 20;
   // x as rows and not as panels, of at most kBitmapDotRows: writes one, zeros up to a multiple of 64 k.
   BitmapRowFn row = nullptr;
+  // With `row`: 4 or 8 rows in one panel, 4 bytes of each in turn; 0: one row after the other.
+  int cols = 0;
   int64_t task_rows = 0;  // of the weight that a task needs to be worth reading all of x for
 };
 

@@ -26,6 +26,11 @@ void row_bf16(tt_isa, const void* x, tt_dtype, int64_t K, void* to, float*) {
   bitmap_row_bf16_avx512(x, K, to);
 }
 
+void row_plain16(tt_isa, const void* x, tt_dtype, int64_t K, void* to, float*) {
+  std::memcpy(to, x, size_t(K) * 2);
+  std::memset(static_cast<uint16_t*>(to) + K, 0, size_t(round_up(K, 64) - K) * 2);
+}
+
 void row_int8(tt_isa isa, const void* x, tt_dtype dtype, int64_t K, void* to, float* scale) {
   quantize_row(isa)(x, dtype, K, static_cast<int8_t*>(to), scale);
   std::memset(static_cast<int8_t*>(to) + K, 0, size_t(round_up(K, 64) - K));
@@ -41,21 +46,24 @@ BitmapKernel bitmap_kernel(tt_isa isa, const tt_bitmap& weight, int64_t M, int64
   if (isa >= TT_ISA_AVX512 && has_avx512_vbmi2() && K > 0) {
     // Up to how many rows of x dot products are faster than tiles (short ones lose by the sums of their
     // lanes), or than what serves without tiles: for bf16 the walk, whose time falls with the kept weights.
-    // With half of the weights kept, reading them is the cost, and one stream is read fastest.
+    // The more weights are kept, the more reading them is the cost, and one stream is read fastest.
     const bool tiles = isa == TT_ISA_AMX && (dtype == TT_I8 || has_amx_bf16());
-    const bool half = weight.count > N * K * 2 / 5, fifth = weight.count > N * K / 5;
-    const int64_t most8 = !tiles ? kBitmapDotRows : half ? 5 : 3;
-    const int64_t most16 = !tiles ? (fifth ? kBitmapDotRows : 4) : half ? 2 : 1;
-    const bool pays = !tiles || K >= (M - 1) * 1024;
+    const int64_t eighths = weight.count * 8 / (N * K);
+    const int64_t most8 = tiles ? std::min<int64_t>(eighths + 1, 4) : kBitmapDotRows;
+    const int64_t most16 = tiles ? 1 : weight.count > N * K / 5 ? kBitmapDotRows : 4;
+    const bool pays = !tiles || (K > 512 && K >= (M - 1) * 1024);
     if (dtype == TT_I8 && pays && M <= most8)
       return {PanelCell::kInt8, bitmap_dots_int8_vbmi2_avx512, true, kInL2, row_int8};
     if (dtype == TT_BF16 && finite && pays && M <= most16)
       return {PanelCell::kF32, bitmap_dots_bf16_vbmi2_avx512, true, kInL2, row_bf16};
   }
   if (isa == TT_ISA_AMX && has_avx512_vbmi2() && K > 0) {
+    // For few rows of x a panel as narrow: its lines come from L2 for every 16 rows of the weight.
+    const int cols = M <= 4 ? 4 : M <= 8 ? 8 : 0;
+    const BitmapRowFn row = cols == 0 ? nullptr : dtype == TT_I8 ? row_int8 : row_plain16;
     if (dtype == TT_BF16 && has_amx_bf16() && finite)
-      return {PanelCell::kBf16, bitmap_block_bf16_amx, true, kInL2};
-    if (dtype == TT_I8) return {PanelCell::kInt8, bitmap_block_int8_amx, true, kInL2};
+      return {PanelCell::kBf16, bitmap_block_bf16_amx, true, kInL2, row, cols};
+    if (dtype == TT_I8) return {PanelCell::kInt8, bitmap_block_int8_amx, true, kInL2, row, cols};
   }
   if (dtype == TT_I8) return {PanelCell::kInt8, nullptr};  // bitmap_int8_expanded
   if (dtype == TT_F32 && isa >= TT_ISA_AVX512 && M <= kBitmapDotRows && finite)
@@ -89,11 +97,26 @@ struct Pass {
   float* a_scale;
 };
 
+// rows [count][dwords] -> to [dwords][kCols]; past the last row that one again
+template <int kCols>
+void interleave(const uint32_t* rows, int64_t count, int64_t dwords, uint32_t* __restrict to) {
+  const uint32_t* row[kCols];
+  for (int64_t m = 0; m < kCols; ++m) row[m] = rows + std::min(m, count - 1) * dwords;
+  for (int64_t i = 0; i < dwords; ++i)
+    for (int m = 0; m < kCols; ++m) to[i * kCols + m] = row[m][i];
+}
+
 void fill_rows(const Pass& pass) {
-  char* to = static_cast<char*>(const_cast<void*>(pass.block.x));
-  for (int64_t m = 0; m < pass.block.rows; ++m, to += pass.block.panel_bytes)
-    pass.kernel.row(pass.isa, pass.x + m * pass.row_bytes, pass.dtype, pass.block.K, to,
-                    pass.a_scale + m);
+  const int64_t row_bytes = pass.block.panel_bytes, cols = pass.kernel.cols;
+  char* panel = static_cast<char*>(const_cast<void*>(pass.block.x));
+  char* rows = panel + cols * row_bytes;
+  for (int64_t m = 0; m < pass.block.rows; ++m)
+    pass.kernel.row(pass.isa, pass.x + m * pass.row_bytes, pass.dtype, pass.block.K,
+                    rows + m * row_bytes, pass.a_scale + m);
+  if (cols == 0) return;
+  const auto turn = cols == 4 ? interleave<4> : interleave<8>;
+  turn(reinterpret_cast<const uint32_t*>(rows), pass.block.rows, row_bytes / 4,
+       reinterpret_cast<uint32_t*>(panel));
 }
 
 void fill(Pass& pass, int64_t panel) {
@@ -237,7 +260,8 @@ tt_status tt_bitmap_linear(const void* x, tt_dtype x_dtype, int64_t x_stride,
   pass.x_stride = x_stride;
   pass.row_bytes = x_stride * dtype_size(x_dtype);
   pass.a_scale = reinterpret_cast<float*>(scratch + x_bytes);
-  pass.block = {scratch, panel_bytes, 0, *weight, tt_bitmap_row_bytes(K), K, 0, N, N};
+  pass.block = {scratch, panel_bytes, 0, *weight, tt_bitmap_row_bytes(K),
+                K,       0,           N, N,       pass.kernel.cols};
   pass.output = sparse_output(isa, *epilogue, weight->dtype == TT_I8, pass.a_scale,
                               own_bias ? bias : static_cast<const float*>(epilogue->bias));
   for (int64_t m = 0; m < M; m += pass_rows) {

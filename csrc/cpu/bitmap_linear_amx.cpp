@@ -244,7 +244,7 @@ bool block(const BitmapBlock& s, const SparseOutput& output) {
 // Whether the kernels of few rows are faster; with short K the third panel costs them more than it does here.
 bool few(const BitmapBlock& s) {
   constexpr int64_t kShort = 16 * kTileBytes;
-  return s.rows <= (s.panel_bytes < kShort ? 2 : kBitmapFewPanels) * kSparseM;
+  return s.cols > 0 || s.rows <= (s.panel_bytes < kShort ? 2 : kBitmapFewPanels) * kSparseM;
 }
 
 }  // namespace
