@@ -51,7 +51,7 @@ BitmapKernel bitmap_kernel(tt_isa isa, const tt_bitmap& weight, int64_t M, int64
     const int64_t eighths = weight.count * 8 / (N * K);
     const int64_t most8 = tiles ? std::min<int64_t>(eighths + 1, 4) : kBitmapDotRows;
     const int64_t most16 = tiles ? 1 : weight.count > N * K / 5 ? kBitmapDotRows : 4;
-    const bool pays = !tiles || (K > 512 && K >= (M - 1) * 1024);
+    const bool pays = !tiles || (K > (eighths < 3 ? 512 : 256) && K >= (M - 1) * 1024);
     if (dtype == TT_I8 && pays && M <= most8)
       return {PanelCell::kInt8, bitmap_dots_int8_vbmi2_avx512, true, kInL2, row_int8};
     if (dtype == TT_BF16 && finite && pays && M <= most16)

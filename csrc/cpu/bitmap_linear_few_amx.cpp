@@ -124,12 +124,13 @@ void panels_block(const BitmapBlock& s, const SparseOutput& output, char* scratc
   const auto* values = static_cast<const typename Cell::Value*>(s.weight.values);
   const int64_t* start = s.weight.row_start;
   char *a = scratch, *next_a = scratch + kSlot, *sums = scratch + 2 * kSlot;
+  const int64_t ahead = kRows * (1 + 8 / chunks);  // short rows pass before memory answers
   const Tiles tiles(kCols);  // zeros
   Rows<Cell> rows;
   rows.begin(s, s.n_begin);
   for (int r = 0; r < kRows; ++r) rows.expand(r, 0, a, steps_of(0));
   for (int64_t n = s.n_begin; n < s.n_end; n += kRows) {
-    const int64_t after = n + kRows < s.N ? n + kRows : s.N;
+    const int64_t after = n + ahead < s.N ? n + ahead : s.N;
     const int64_t end = after + kRows < s.N ? after + kRows : s.N;
     Ahead<kLines> values_ahead(values + start[after], values + start[end], kRows * chunks);
     Ahead<sizeof(typename Cell::Word) / 4> bits_ahead(
