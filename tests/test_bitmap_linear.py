@@ -39,7 +39,6 @@ SHAPES = [
     (70, 100, 1057, 0.05),
     (115, 131, 257, 0.2),
     (130, 65, 257, 0.3),
-    (140, 1100, 70, 0.2),  # tiles of 512 rows of the weight, and panels in groups of 5 and 4
 ]
 
 
@@ -171,6 +170,17 @@ def test_strides_and_ranks(view, generator) -> None:
     flat = ops.bitmap_linear(x.contiguous().reshape(-1, x.shape[-1]), *parts)
     assert got.shape == (*x.shape[:-1], 7) and got.is_contiguous()
     cases.assert_same_bits(got, flat.reshape(got.shape))
+
+
+@pytest.mark.parametrize("M", [20, 72, 905])
+def test_tiles_of_the_weight(isa: str, M: int, generator) -> None:
+    """More rows of it than a tile; the panels of 72 and 905 rows of x end in a group of two or of one."""
+    x = torch.randn(M, 130, generator=generator)
+    parts = ops.bitmap_pack(sparse(1100, 130, 0.2, generator))
+    with cases.threads(1):
+        got = ops.bitmap_linear(x, *parts)
+    assert_close(got, x, parts, torch.float32)
+    cases.assert_same_bits(ops.bitmap_linear(x, *parts), got)
 
 
 def test_rows_of_several_passes(generator) -> None:
