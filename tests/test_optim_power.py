@@ -28,6 +28,11 @@ extern "C" long different() {
       const double b = 0.9 * (1.0 - 0.5 * ::pow(0.96, t * decay));
       count += differ(a, b) || differ(1e-3 * (1.0 - a), 1e-3 * (1.0 - b));
     }
+  for (double decay : {-0.8, -0.5, -0.3, -1.0, -2.0, -0.01, 0.0})
+    for (int t = 1; t <= 100000; ++t) {
+      const double a = power_of_count(t, decay), b = ::pow(double(t), decay);
+      count += differ(a, b) || differ(a - 1.0, b - 1.0);
+    }
   return count;
 }
 """

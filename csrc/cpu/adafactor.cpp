@@ -12,11 +12,11 @@
 // the other by all threads. Each pass goes over the tiles in the order opposite to that of the one before, and so meets first
 // what is still in the caches.
 //
-// Each tile has sums of its own, added up in the order of the tiles: the same bits for any number of threads.
+// Each tile has sums of its own, added up in an order that depends on the tensor's shape alone: the same bits
+// for any number of threads, and on a GPU.
 #include <trimtab/adafactor.h>
 
 #include <cmath>
-#include <limits>
 
 #include "cpu/adafactor_job.h"
 #include "cpu/isa.h"
@@ -36,7 +36,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // run(begin, end): some of an item's tiles, for all items of [first, last), in equal tasks.
 template <class Run>
 void for_tiles(const Adafactor& a, const tt_parallel* parallel, int64_t first, int64_t last,
-               bool backwards, Run&& run) {
+               bool backwards, const TilePass& pass, Run&& run) {
   const int64_t start = a.offset[first], total = a.offset[last] - start;
   const tt_parallel pool = pool_or_serial(parallel, total >= kWorthThreads);
   const int64_t share = total / (int64_t(pool.threads) * 4) + 1;
@@ -48,7 +48,7 @@ void for_tiles(const Adafactor& a, const tt_parallel* parallel, int64_t first, i
     int64_t i = std::upper_bound(a.offset + first, a.offset + last + 1, begin) - a.offset - 1;
     for (; i < last && a.offset[i] < end; ++i) {
       // Of the tiles, which share the elements as if they were equal, those that begin in the task.
-      const int64_t numel = a.offset[i + 1] - a.offset[i], tiles = a.items[i].tiles;
+      const int64_t numel = a.offset[i + 1] - a.offset[i], tiles = (a.items[i].*pass.tiles)();
       const double density = double(tiles) / double(numel);
       const auto tile_at = [&](int64_t element) {
         const int64_t within = element - a.offset[i];
@@ -61,17 +61,22 @@ void for_tiles(const Adafactor& a, const tt_parallel* parallel, int64_t first, i
 }
 
 void each_tile(const Adafactor& a, const Item& item, int64_t begin, int64_t end, bool backwards,
-               TileFn body) {
+               const TilePass& pass) {
   const int64_t last = end - 1;
   for (int64_t tile = begin; tile < end; ++tile)
-    body(a, item, backwards ? last - (tile - begin) : tile);
+    pass.run(a, item, backwards ? last - (tile - begin) : tile);
 }
 
-void pass(const Adafactor& a, const tt_parallel* parallel, int64_t first, int64_t last,
-          bool backwards, TileFn body) {
-  for_tiles(a, parallel, first, last, backwards, [&](const Item& item, int64_t begin, int64_t end) {
-    each_tile(a, item, begin, end, backwards, body);
-  });
+void all_tiles(const Adafactor& a, const Item& item, bool backwards, const TilePass& pass) {
+  each_tile(a, item, 0, (item.*pass.tiles)(), backwards, pass);
+}
+
+void run_pass(const Adafactor& a, const tt_parallel* parallel, int64_t first, int64_t last,
+              bool backwards, const TilePass& pass) {
+  for_tiles(a, parallel, first, last, backwards, pass,
+            [&](const Item& item, int64_t begin, int64_t end) {
+              each_tile(a, item, begin, end, backwards, pass);
+            });
 }
 
 // One after the other, each by one thread.
@@ -85,14 +90,14 @@ void step_small(const Adafactor& a, const tt_parallel* parallel) {
     int64_t* from = std::lower_bound(a.offset, end, at * task);
     for (; from < end && *from < (at + 1) * task; ++from) {
       Item& item = a.items[from - a.offset];
-      each_tile(a, item, 0, item.tiles, false, squares_tile);
+      all_tiles(a, item, false, kSquares);
       add_squares(item);
       average(a, item, true);
       make_factors(a, item);
-      each_tile(a, item, 0, item.tiles, true, direction_tile);
+      all_tiles(a, item, true, kDirection);
       add_directions(item);
       set_rate(a, item);
-      each_tile(a, item, 0, item.tiles, false, update_tile);
+      all_tiles(a, item, false, kUpdate);
     }
   });
 }
@@ -105,19 +110,19 @@ void step_large(const Adafactor& a, const tt_parallel* parallel, int64_t first, 
     for (int64_t i = first; i < last; ++i) body(a.items[i]);
   };
   if (whole || part == TT_ADAFACTOR_SQUARES) {
-    pass(a, parallel, first, last, false, squares_tile);
+    run_pass(a, parallel, first, last, false, kSquares);
     each([](Item& item) { add_squares(item); });
   }
   if (whole || part == TT_ADAFACTOR_AVERAGE) each([&](Item& item) { average(a, item, true); });
   if (part >= TT_ADAFACTOR_DIRECTION) each([&](Item& item) { average(a, item, false); });
   if (whole || part >= TT_ADAFACTOR_DIRECTION) each([&](Item& item) { make_factors(a, item); });
   if (whole || part == TT_ADAFACTOR_DIRECTION) {
-    pass(a, parallel, first, last, true, direction_tile);
+    run_pass(a, parallel, first, last, true, kDirection);
     each([](Item& item) { add_directions(item); });
   }
   if (whole || part == TT_ADAFACTOR_UPDATE) {
     each([&](Item& item) { set_rate(a, item); });
-    pass(a, parallel, first, last, false, update_tile);
+    run_pass(a, parallel, first, last, false, kUpdate);
   }
 }
 
@@ -132,31 +137,33 @@ int64_t batch_end(const Adafactor& a, int64_t first) {
   return last;
 }
 
-Item item_of(const Adafactor& a, int64_t index) {
+// before: the one made last, which most often has the same weight; or NULL.
+Item item_of(const Adafactor& a, int64_t index, const Item* before) {
   const tt_optim_tensor& t = a.job.call.tensors[index];
   const tt_optim_group& group = a.job.call.groups[t.group];
   const tt_adafactor_group& own = a.call.groups[t.group];
   const tt_adafactor_shape& shape = a.call.shapes[index];
   Item item{};
   item.index = index;
+  item.numel = t.numel;
   item.batch = shape.batch;
   item.rows = shape.batch ? shape.rows : 0;
   item.columns = shape.batch ? shape.columns : 0;
   item.row_tiles = ceil_div(item.rows, kTileRows);
   item.column_tiles = ceil_div(item.columns, kTileColumns);
-  item.tiles = shape.batch ? shape.batch * item.row_tiles * item.column_tiles
-                           : ceil_div(t.numel, kVectorTile);
   item.step = double(*t.step + 1.0f);
   item.sign = group.flags & TT_MAXIMIZE ? -1.0f : 1.0f;
-  const double most = double(std::numeric_limits<float>::max());
-  item.constants = {std::pow(item.step, own.beta2_decay), float(std::min(1.0 / own.eps1, most)),
-                    float(1.0 - group.lr * group.weight_decay), 0.0f};
+  const bool same =
+      before && before->step == item.step && a.group(*before).beta2_decay == own.beta2_decay;
+  const double weight =
+      same ? before->constants.weight : power_of_count(item.step, own.beta2_decay);
+  item.constants = adafactor_constants(group, own.eps1, weight);
   if (a.call.part != TT_ADAFACTOR_WHOLE) item.sums = a.call.sums + shape.sums_at;
   return item;
 }
 
 void carve_parts(Item& item, Carver& carve) {
-  carve(item.tile_squares, 2 * item.tiles);
+  carve(item.block_squares, 2 * item.blocks());
   carve(item.row_parts, item.column_tiles * item.batch * item.rows);
   carve(item.column_parts, item.row_tiles * item.batch * item.columns);
 }
@@ -194,7 +201,9 @@ bool reserve(Adafactor& a) {
   for (const bool small : {true, false}) {
     for (int64_t i = 0; i < n; ++i) {
       const bool steps = a.job.call.tensors[i].grad && a.call.shapes[i].whole_numel > 0;
-      if (steps && is_small(i) == small) a.items[a.count++] = item_of(a, i);
+      if (!steps || is_small(i) != small) continue;
+      a.items[a.count] = item_of(a, i, a.count > 0 ? &a.items[a.count - 1] : nullptr);
+      ++a.count;
     }
     if (small) a.small = a.count;
   }

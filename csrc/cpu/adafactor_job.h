@@ -4,21 +4,21 @@
 
 #include "cpu/adafactor_kernels.h"
 #include "cpu/optim_job.h"
+#include "math/norm.h"
 
 namespace trimtab {
 
-// A column of a tile is at most 64 fp32 squares: its sum errs by less than 2^-18. 64 rows also keep what
-// a pass writes in sums of columns at a 64th of what it reads.
-constexpr int64_t kTileRows = 64, kTileColumns = 4096;
-constexpr int64_t kVectorTile = 65536;
+// Of the passes that take elements as they lie in memory.
+constexpr int64_t kFlatTile = 65536;
 // One tensor and its share of the working memory.
 struct Item {
   int64_t index;  // of the tensor
+  int64_t numel;
   int64_t batch, rows, columns;  // as in tt_adafactor_shape
-  int64_t row_tiles, column_tiles, tiles;
+  int64_t row_tiles, column_tiles;
   double* sums;  // as tt_adafactor_call::sums
   float *row_factor, *column_factor;  // [batch * rows], [batch * columns]
-  double* tile_squares;  // [tiles][2]
+  double* block_squares;  // [blocks()][2]
   double* row_parts;  // [column_tiles][batch * rows]
   float* column_parts;  // [row_tiles][batch * columns]
   double step;
@@ -26,6 +26,10 @@ struct Item {
   AdafactorConstants constants;
 
   bool is_matrix() const { return batch > 0; }
+  int64_t tiles() const { return batch * row_tiles * column_tiles; }
+  int64_t flat_tiles() const { return (numel + kFlatTile - 1) / kFlatTile; }
+  int64_t blocks() const { return (numel + kNormBlock - 1) / kNormBlock; }
+  AdafactorFactors factors() const { return {row_factor, column_factor, rows, columns}; }
   double* means() const { return sums + 2; }
   double* row_sums() const { return sums + 2 + batch; }
   double* column_sums() const { return row_sums() + batch * rows; }
@@ -46,10 +50,11 @@ struct Adafactor {
 };
 
 // A tile of the tensor at a time (adafactor_passes.cpp).
-using TileFn = void (*)(const Adafactor&, const Item&, int64_t tile);
-void squares_tile(const Adafactor& a, const Item& item, int64_t tile);
-void direction_tile(const Adafactor& a, const Item& item, int64_t tile);
-void update_tile(const Adafactor& a, const Item& item, int64_t tile);
+struct TilePass {
+  int64_t (Item::*tiles)() const;
+  void (*run)(const Adafactor&, const Item&, int64_t tile);
+};
+extern const TilePass kSquares, kDirection, kUpdate;
 
 // Between the passes, of the whole tensor.
 void add_squares(const Item& item);  // of all tiles, into sums

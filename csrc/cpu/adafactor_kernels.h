@@ -1,5 +1,6 @@
 // The loops of adafactor over a block of at most kOptimBlock floats in L1, one row an instruction set. A block is
-// [rows, columns] of a matrix without gaps, or n elements of a vector.
+// [rows, columns] of a matrix without gaps, or n adjacent elements of a tensor from a multiple of
+// kOptimBlock on.
 #pragma once
 #include <cstdint>
 
@@ -7,16 +8,21 @@
 
 namespace trimtab {
 
+// The factors of a tensor's matrices, [batch * rows] and [batch * columns].
+struct AdafactorFactors {
+  const float *row, *column;
+  int64_t rows, columns;
+};
+
 struct AdafactorKernels {
   // row_sums[r] += sum of g^2 over a row, column_sums[c] += over a column
   void (*square_sums)(const float* g, int64_t rows, int64_t columns, double* row_sums,
                       float* column_sums);
-  // squares[0] += |p|^2, squares[1] += |direction|^2
-  void (*direction_squares)(const float* p, const float* g, int64_t rows, int64_t columns,
-                            const float* row_factor, const float* column_factor, float limit,
-                            double* squares);
-  void (*update)(float* p, const float* g, int64_t rows, int64_t columns, const float* row_factor,
-                 const float* column_factor, const AdafactorConstants& constants);
+  // Elements begin .. begin + n - 1: squares[0] += |p|^2, squares[1] += |direction|^2
+  void (*direction_squares)(const float* p, const float* g, const AdafactorFactors& factors,
+                            int64_t begin, int64_t n, float limit, double* squares);
+  void (*update)(float* p, const float* g, const AdafactorFactors& factors, int64_t begin,
+                 int64_t n, const AdafactorConstants& constants);
   // x[i] = lerp(x[i], float(sums[i] / count), weight)
   void (*average)(float* x, const double* sums, double count, double weight, int64_t n);
   void (*average_squares)(float* variance, const float* g, double weight, int64_t n);

@@ -1,5 +1,6 @@
-// The loops of adafactor_kernels.h over a vector type V. Sums run in 32 lanes of fp32, column c in lane c % 32
-// whatever the width of V, and are added up in double: equal bits from all.
+// The loops of adafactor_kernels.h over a vector type V. Sums run in 32 lanes of fp32, column c of a row, or
+// element i of a block, in lane c or i % 32 whatever the width of V, and are added up in double: equal bits
+// from all.
 #pragma once
 #include "adafactor_kernels.h"
 #include "optim_lanes.h"
@@ -70,17 +71,49 @@ void square_sums(const float* g, int64_t rows, int64_t columns, double* row_sums
   }
 }
 
+// body(i, count, row_factor, column_factors): the parts of rows that elements begin .. begin + n - 1 lie in,
+// each from element begin + i on.
+template <class Body>
+TT_INLINE void for_rows(const AdafactorFactors& f, int64_t begin, int64_t n, Body&& body) {
+  int64_t row = begin / f.columns, column = begin - row * f.columns;
+  int64_t row_of_matrix = row;
+  const float* columns = f.column;
+  if (row >= f.rows) {
+    const int64_t matrix = row / f.rows;
+    row_of_matrix = row - matrix * f.rows;
+    columns += matrix * f.columns;
+  }
+  for (int64_t i = 0, count; i < n; i += count, column = 0, ++row) {
+    count = f.columns - column < n - i ? f.columns - column : n - i;
+    body(i, count, f.row[row], columns + column);
+    if (++row_of_matrix == f.rows) row_of_matrix = 0, columns += f.columns;
+  }
+}
+
 template <class V>
-void direction_squares(const float* p, const float* g, int64_t rows, int64_t columns,
-                       const float* row_factor, const float* column_factor, float limit,
-                       double* squares) {
+void direction_squares(const float* p, const float* g, const AdafactorFactors& factors,
+                       int64_t begin, int64_t n, float limit, double* squares) {
   SquareLanes<V> params, directions;
-  for (int64_t r = 0; r < rows; ++r, p += columns, g += columns) {
-    const V factor(row_factor[r]);
-    for_lanes<V>(columns, [&](int k, int64_t i, auto load, auto) {
+  const bool in_one_row = begin % factors.columns + n <= factors.columns;
+  if (in_one_row || factors.columns % SquareLanes<V>::kLanes == 0) {  // rows begin in lane 0
+    for_rows(factors, begin, n, [&](int64_t at, int64_t count, float row, const float* column) {
+      for_lanes<V>(count, [&](int k, int64_t i, auto load, auto) {
+        params.add(k, load(p + at + i));
+        const V x = load(g + at + i);
+        directions.add(k, adafactor_direction(x, V(row), load(column + i), V(limit)));
+      });
+    });
+  } else {
+    alignas(64) float u[kOptimBlock];
+    for_rows(factors, begin, n, [&](int64_t at, int64_t count, float row, const float* column) {
+      for_vectors<V>(count, [&](int64_t i, auto load, auto store) {
+        const V x = load(g + at + i);
+        store(u + at + i, adafactor_direction(x, V(row), load(column + i), V(limit)));
+      });
+    });
+    for_lanes<V>(n, [&](int k, int64_t i, auto load, auto) {
       params.add(k, load(p + i));
-      directions.add(k,
-                     adafactor_direction(load(g + i), factor, load(column_factor + i), V(limit)));
+      directions.add(k, load(u + i));
     });
   }
   squares[0] += params.total();
@@ -88,18 +121,17 @@ void direction_squares(const float* p, const float* g, int64_t rows, int64_t col
 }
 
 template <class V>
-void update_matrix(float* p, const float* g, int64_t rows, int64_t columns, const float* row_factor,
-                   const float* column_factor, const AdafactorConstants& constants) {
+void update_matrix(float* p, const float* g, const AdafactorFactors& factors, int64_t begin,
+                   int64_t n, const AdafactorConstants& constants) {
   const AdafactorConstants c = constants;
-  for (int64_t r = 0; r < rows; ++r, p += columns, g += columns) {
-    const V factor(row_factor[r]);
-    for_vectors<V>(columns, [&](int64_t i, auto load, auto store) {
-      prefetch<V>(p, i);
-      prefetch<V>(g, i);
-      const V u = adafactor_direction(load(g + i), factor, load(column_factor + i), V(c.limit));
-      store(p + i, adafactor_update(load(p + i), u, V(c.decay), V(c.rate)));
+  for_rows(factors, begin, n, [&](int64_t at, int64_t count, float row, const float* column) {
+    for_vectors<V>(count, [&](int64_t i, auto load, auto store) {
+      prefetch<V>(p + at, i);
+      prefetch<V>(g + at, i);
+      const V u = adafactor_direction(load(g + at + i), V(row), load(column + i), V(c.limit));
+      store(p + at + i, adafactor_update(load(p + at + i), u, V(c.decay), V(c.rate)));
     });
-  }
+  });
 }
 
 template <class V>

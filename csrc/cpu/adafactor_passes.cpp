@@ -10,15 +10,9 @@ namespace {
 // --- blocks of a tile
 
 // body(begin, r, rows, c, columns): blocks of at most kOptimBlock elements without gaps, from element
-// `begin` of the tensor on, at row r of all batches and column c. A vector has one row.
+// `begin` of the matrices on, at row r of all batches and column c.
 template <class Body>
-void for_blocks(const Item& item, int64_t numel, int64_t tile, Body&& body) {
-  if (!item.is_matrix()) {
-    const int64_t end = std::min(numel, (tile + 1) * kVectorTile);
-    for (int64_t at = tile * kVectorTile; at < end; at += kOptimBlock)
-      body(at, 0, 1, at, std::min(end - at, kOptimBlock));
-    return;
-  }
+void for_blocks(const Item& item, int64_t tile, Body&& body) {
   const int64_t column_tile = tile % item.column_tiles, rest = tile / item.column_tiles;
   const int64_t batch = rest / item.row_tiles, row_tile = rest % item.row_tiles;
   const int64_t first = row_tile * kTileRows, last = std::min(item.rows, first + kTileRows);
@@ -47,12 +41,9 @@ const float* open_grad(const Adafactor& a, const Item& item, Window& grad, int64
   return grad.buffer;
 }
 
-}  // namespace
-
 // --- the passes, a tile at a time
 
 void squares_tile(const Adafactor& a, const Item& item, int64_t tile) {
-  if (!item.is_matrix()) return;
   const int64_t column_tile = tile % item.column_tiles, rest = tile / item.column_tiles;
   const int64_t row_tile = rest % item.row_tiles, batch = rest / item.row_tiles;
   const int64_t left = column_tile * kTileColumns;
@@ -61,69 +52,75 @@ void squares_tile(const Adafactor& a, const Item& item, int64_t tile) {
   float* const columns_out = item.column_parts + (row_tile * item.batch + batch) * item.columns;
   std::fill_n(rows_out + first, std::min(kTileRows, item.rows - row_tile * kTileRows), 0.0);
   std::fill_n(columns_out + left, std::min(kTileColumns, item.columns - left), 0.0f);
-  for_blocks(item, a.tensor(item).numel, tile,
-             [&](int64_t begin, int64_t r, int64_t rows, int64_t c, int64_t columns) {
-               Window grad;
-               const float* g = open_grad(a, item, grad, begin, rows * columns);
-               a.kernels.square_sums(g, rows, columns, rows_out + r, columns_out + c);
-             });
+  for_blocks(item, tile, [&](int64_t begin, int64_t r, int64_t rows, int64_t c, int64_t columns) {
+    Window grad;
+    const float* g = open_grad(a, item, grad, begin, rows * columns);
+    a.kernels.square_sums(g, rows, columns, rows_out + r, columns_out + c);
+  });
+}
+
+void direction_block(const Adafactor& a, const Item& item, int64_t begin, int64_t n,
+                     double* squares) {
+  const OptimJob& job = a.job;
+  const tt_optim_tensor& t = a.tensor(item);
+  const float limit = item.constants.limit;
+  Window grad;
+  ParamWindow param;
+  const float* g = open_grad(a, item, grad, begin, n);
+  param.open(job.kernels, job.memory, t, begin, n);
+  if (item.is_matrix())
+    return a.kernels.direction_squares(param.values, g, item.factors(), begin, n, limit, squares);
+  Window variance;  // first moved and stored, then read again as it was rounded
+  variance.open(job.kernels, t.state[0], t.state_dtype, begin, n);
+  a.kernels.average_squares(variance.values, g, item.constants.weight, n);
+  if (t.mask) job.kernels.apply_mask(variance.values, t.mask + begin, n);
+  variance.close(job.kernels, BlockRounding(job, t, item.step, begin)(1), n);
+  variance.open(job.kernels, t.state[0], t.state_dtype, begin, n);
+  a.kernels.vector_squares(param.values, g, variance.values, limit, squares, n);
 }
 
 void direction_tile(const Adafactor& a, const Item& item, int64_t tile) {
-  const OptimJob& job = a.job;
-  const tt_optim_tensor& t = a.tensor(item);
-  double* const squares = item.tile_squares + 2 * tile;
-  squares[0] = squares[1] = 0.0;
-  const float limit = item.constants.limit;
-  for_blocks(item, t.numel, tile,
-             [&](int64_t begin, int64_t r, int64_t rows, int64_t c, int64_t columns) {
-               const int64_t n = rows * columns;
-               Window grad;
-               ParamWindow param;
-               const float* g = open_grad(a, item, grad, begin, n);
-               param.open(job.kernels, job.memory, t, begin, n);
-               if (item.is_matrix()) {
-                 const float* column = item.column_factor + r / item.rows * item.columns + c;
-                 return a.kernels.direction_squares(param.values, g, rows, columns,
-                                                    item.row_factor + r, column, limit, squares);
-               }
-               Window variance;  // first moved and stored, then read again as it was rounded
-               variance.open(job.kernels, t.state[0], t.state_dtype, begin, n);
-               a.kernels.average_squares(variance.values, g, item.constants.weight, n);
-               if (t.mask) job.kernels.apply_mask(variance.values, t.mask + begin, n);
-               variance.close(job.kernels, BlockRounding(job, t, item.step, begin)(1), n);
-               variance.open(job.kernels, t.state[0], t.state_dtype, begin, n);
-               a.kernels.vector_squares(param.values, g, variance.values, limit, squares, n);
-             });
+  const int64_t last = std::min(item.numel, (tile + 1) * kFlatTile);
+  for (int64_t begin = tile * kFlatTile; begin < last; begin += kNormBlock) {
+    double* const squares = item.block_squares + begin / kNormBlock * 2;
+    squares[0] = squares[1] = 0.0;
+    const int64_t end = std::min(last, begin + kNormBlock);
+    for (int64_t at = begin; at < end; at += kOptimBlock)
+      direction_block(a, item, at, std::min(end - at, kOptimBlock), squares);
+  }
 }
 
-void update_tile(const Adafactor& a, const Item& item, int64_t tile) {
+void update_block(const Adafactor& a, const Item& item, int64_t begin, int64_t n) {
   const OptimJob& job = a.job;
   const tt_optim_tensor& t = a.tensor(item);
   const tt_optim_group& group = job.call.groups[t.group];
-  const float threshold = float(group.lr * group.l1);
-  for_blocks(item, t.numel, tile,
-             [&](int64_t begin, int64_t r, int64_t rows, int64_t c, int64_t columns) {
-               const int64_t n = rows * columns;
-               Window grad;
-               ParamWindow param;
-               const float* g = open_grad(a, item, grad, begin, n);
-               param.open(job.kernels, job.memory, t, begin, n);
-               if (item.is_matrix()) {
-                 const float* column = item.column_factor + r / item.rows * item.columns + c;
-                 a.kernels.update(param.values, g, rows, columns, item.row_factor + r, column,
-                                  item.constants);
-               } else {
-                 Window variance;
-                 variance.open(job.kernels, t.state[0], t.state_dtype, begin, n);
-                 a.kernels.vector_update(param.values, g, variance.values, item.constants, n);
-               }
-               const BlockRounding rounding(job, t, item.step, begin);
-               close_param(job, t, threshold, rounding(0), param, begin, n);
-               if (job.call.zero_grad)
-                 std::memset(grad.data, 0, size_t(n * bytes_of(t.grad_dtype)));
-             });
+  Window grad;
+  ParamWindow param;
+  const float* g = open_grad(a, item, grad, begin, n);
+  param.open(job.kernels, job.memory, t, begin, n);
+  if (item.is_matrix()) {
+    a.kernels.update(param.values, g, item.factors(), begin, n, item.constants);
+  } else {
+    Window variance;
+    variance.open(job.kernels, t.state[0], t.state_dtype, begin, n);
+    a.kernels.vector_update(param.values, g, variance.values, item.constants, n);
+  }
+  const BlockRounding rounding(job, t, item.step, begin);
+  close_param(job, t, float(group.lr * group.l1), rounding(0), param, begin, n);
+  if (job.call.zero_grad) std::memset(grad.data, 0, size_t(n * bytes_of(t.grad_dtype)));
 }
+
+void update_tile(const Adafactor& a, const Item& item, int64_t tile) {
+  const int64_t end = std::min(item.numel, (tile + 1) * kFlatTile);
+  for (int64_t at = tile * kFlatTile; at < end; at += kOptimBlock)
+    update_block(a, item, at, std::min(end - at, kOptimBlock));
+}
+
+}  // namespace
+
+const TilePass kSquares = {&Item::tiles, squares_tile};
+const TilePass kDirection = {&Item::flat_tiles, direction_tile};
+const TilePass kUpdate = {&Item::flat_tiles, update_tile};
 
 // --- between the passes
 
@@ -135,10 +132,26 @@ void add_squares(const Item& item) {
   std::copy_n(item.row_parts, rows, row_sums);
   for (int64_t k = 1; k < item.column_tiles; ++k)
     for (int64_t i = 0; i < rows; ++i) row_sums[i] += item.row_parts[k * rows + i];
-  std::fill_n(column_sums, columns, 0.0);
-  for (int64_t k = 0; k < item.row_tiles; ++k)
-    for (int64_t i = 0; i < columns; ++i)
-      column_sums[i] += double(item.column_parts[k * columns + i]);
+  double chains[kColumnChains - 1][kOptimBlock];  // the first one is where the sums belong
+  for (int64_t begin = 0; begin < columns; begin += kOptimBlock) {
+    const int64_t n = std::min(columns - begin, kOptimBlock);
+    const auto chain = [&](int64_t k) { return k > 0 ? chains[k - 1] : column_sums + begin; };
+    int64_t used = std::min<int64_t>(item.row_tiles, kColumnChains);
+    for (int64_t k = 0; k < item.row_tiles; ++k) {
+      const float* const parts = item.column_parts + k * columns + begin;
+      double* const to = chain(k % kColumnChains);
+      if (k < used) {
+        std::copy_n(parts, n, to);
+      } else {
+        for (int64_t i = 0; i < n; ++i) to[i] += double(parts[i]);
+      }
+    }
+    for (int64_t half = kColumnChains / 2; half > 0; half /= 2) {
+      for (int64_t k = 0; k + half < used; ++k)
+        for (int64_t i = 0; i < n; ++i) chain(k)[i] += chain(k + half)[i];
+      used = std::min(used, half);
+    }
+  }
 }
 
 namespace {
@@ -172,9 +185,12 @@ void average(const Adafactor& a, const Item& item, bool moves) {
                 item.column_factor, item.batch * item.columns);
   if (!moves) return;
   for (int64_t b = 0; b < item.batch; ++b) {
-    double sum = 0.0;
-    for (int64_t r = 0; r < item.rows; ++r) sum += double(item.row_factor[b * item.rows + r]);
-    item.means()[b] = sum;
+    const float* const row_var = item.row_factor + b * item.rows;
+    item.means()[b] = add_up((item.rows + kMeanRows - 1) / kMeanRows, [&](int64_t k) {
+      const int64_t first = k * kMeanRows;
+      return add_up(std::min(kMeanRows, item.rows - first),
+                    [&](int64_t r) { return double(row_var[first + r]); });
+    });
   }
 }
 
@@ -193,11 +209,9 @@ void make_factors(const Adafactor& a, const Item& item) {
 }
 
 void add_directions(const Item& item) {
-  item.sums[0] = item.sums[1] = 0.0;
-  for (int64_t tile = 0; tile < item.tiles; ++tile) {
-    item.sums[0] += item.tile_squares[2 * tile];
-    item.sums[1] += item.tile_squares[2 * tile + 1];
-  }
+  for (int k = 0; k < 2; ++k)
+    item.sums[k] =
+        add_up(item.blocks(), [&](int64_t block) { return item.block_squares[2 * block + k]; });
 }
 
 void set_rate(const Adafactor& a, Item& item) {

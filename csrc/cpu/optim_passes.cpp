@@ -9,19 +9,6 @@
 #include "math/norm.h"
 
 namespace trimtab {
-namespace {
-
-// In the order of math/norm.h.
-double add_up(const double* partial, int64_t n) {
-  if (n <= 1) return n > 0 ? partial[0] : 0.0;
-  double sums[kNormSums] = {};
-  for (int64_t k = 0; k < n; ++k) sums[k % kNormSums] += partial[k];
-  for (int half = kNormSums / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
-  return sums[0];
-}
-
-}  // namespace
 
 double sum_squares(OptimJob& job, const tt_parallel* parallel) {
   const tt_parallel* pool = job.total < kNormWorthThreads ? nullptr : parallel;
@@ -41,7 +28,7 @@ double sum_squares(OptimJob& job, const tt_parallel* parallel) {
       job.sums[job.block[i] + begin / kOptimNormBlock] = job.kernels.sum_squares(g, n);
     }
   });
-  return add_up(job.sums, job.block[job.call.n_tensors]);
+  return add_up(job.block[job.call.n_tensors], [&](int64_t k) { return job.sums[k]; });
 }
 
 namespace {
@@ -214,8 +201,8 @@ void probe(OptimJob& job, const tt_parallel* parallel, double* squares) {
   });
   for (int64_t i = 0; i < call.n_tensors; ++i) {
     const int64_t first = job.block[i], blocks = job.block[i + 1] - first;
-    squares[2 * i] = add_up(job.sums + first, blocks);
-    squares[2 * i + 1] = add_up(job.direction_sums + first, blocks);
+    squares[2 * i] = add_up(blocks, [&](int64_t k) { return job.sums[first + k]; });
+    squares[2 * i + 1] = add_up(blocks, [&](int64_t k) { return job.direction_sums[first + k]; });
   }
 }
 

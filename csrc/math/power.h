@@ -44,13 +44,11 @@ TT_INLINE double power(double x, double n) {
   return result.high + result.low;
 }
 
-// 0.96^y for y >= 0, NAdam's: e^(y log 0.96) = 2^k (e^(r / 256))^256, |r| <= log(2) / 2.
-TT_INLINE double power_of_096(double y) {
-  const Double2 log_096 = {-0x1.4e69ed6d80eb3p-5, -0x1.067d54cb9a84cp-60};  // of the double 0.96
+// e^t for t <= 0: 2^k (e^(r / 256))^256, |r| <= log(2) / 2.
+TT_INLINE Double2 exponential(Double2 t) {
   // log(2) in two parts, the first of 32 bits, so that k times it is exact
   constexpr double kLog2High = 0x1.62e42feep-1, kLog2Low = 0x1.a39ef35793c76p-33;
-  const Double2 t = multiply({y, 0.0}, log_096);
-  if (!(t.high >= -700.0)) return t.high < -700.0 ? 0.0 : t.high;  // 2^k below would not be normal
+  if (!(t.high >= -700.0)) return {t.high < -700.0 ? 0.0 : t.high, 0.0};  // 2^k would not be normal
   const double k = ::rint(t.high * 1.4426950408889634);
   Double2 r = add({t.high - k * kLog2High, t.low}, -(k * kLog2Low));
   r = {r.high * 0x1p-8, r.low * 0x1p-8};
@@ -76,7 +74,24 @@ TT_INLINE double power_of_096(double y) {
 #else
   std::memcpy(&scale, &exponent, sizeof scale);
 #endif
-  return (sum.high + sum.low) * scale;
+  return {sum.high * scale, sum.low * scale};
+}
+
+// 0.96^y for y >= 0, NAdam's.
+TT_INLINE double power_of_096(double y) {
+  const Double2 log_096 = {-0x1.4e69ed6d80eb3p-5, -0x1.067d54cb9a84cp-60};  // of the double 0.96
+  const Double2 power = exponential(multiply({y, 0.0}, log_096));
+  return power.high + power.low;
+}
+
+// n^y for a count n >= 1 of steps and y <= 0, Adafactor's. A step of Newton's takes log(n) of the C library
+// or the GPU, right to some ulp, to twice as many digits: log(n) = l + log(1 + d), n e^-l = 1 + d.
+TT_INLINE double power_of_count(double n, double y) {
+  const double guess = ::log(n);
+  const Double2 one = multiply({n, 0.0}, exponential({-guess, 0.0}));
+  const double d = (one.high - 1.0) + one.low;
+  const Double2 power = exponential(multiply({y, 0.0}, fast_sum(guess, d - 0.5 * d * d)));
+  return power.high + power.low;
 }
 
 }  // namespace
