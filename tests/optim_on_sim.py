@@ -42,21 +42,31 @@ class Span:
         return 1
 
 
-def spans(rows: np.ndarray) -> tuple[list[Span], list[Span]]:
-    """What kernels may read, and what they may write, of these tensors."""
+def spans(rows: np.ndarray, shapes: np.ndarray | None = None) -> tuple[list[Span], list[Span]]:
+    """What kernels may read, and what they may write, of these tensors; shapes: adafactor's."""
     reads, writes = [], []
-    for row in rows[rows["grad"] != 0]:
+    for at in np.flatnonzero(rows["grad"] != 0):
+        row = rows[at]
         n = int(row["numel"])
         sizes = {name: BYTES[int(row[f"{name}_dtype"])] for name in ("param", "grad", "copy")}
         for name, size in {**sizes, "ema": 4, "master": 2}.items():
             writes.append(Span(int(row[name]), n * size))
-        for state in row["state"]:
-            writes.append(Span(int(state), n * BYTES[int(row["state_dtype"])]))
+        lengths = [n] * library.STATES
+        if shapes is not None and shapes[at]["batch"]:
+            lengths[:2] = (
+                int(shapes[at]["batch"] * shapes[at][name]) for name in ("rows", "columns")
+            )
+        for state, length in zip(row["state"], lengths):
+            writes.append(Span(int(state), length * BYTES[int(row["state_dtype"])]))
         for scale in row["scale"]:
             writes.append(Span(int(scale), -(-n // 256) * 4))
         writes += [Span(int(row[name]), 4) for name in ("step", "product")]
         reads.append(Span(int(row["mask"]), n))
     return [[s for s in list_ if s.address and s.numel()] for list_ in (reads, writes)]  # type: ignore[return-value]
+
+
+def array_at(address: int, count: int, dtype: np.dtype) -> np.ndarray:
+    return np.frombuffer(ctypes.string_at(address, count * dtype.itemsize), dtype)
 
 
 def garbage(size: int) -> Tensor:
@@ -98,32 +108,40 @@ class Gpu(device.Queue):
 
     # device.CudaFunctions
 
-    def sizes(self, call: library.Call) -> tuple[int, int]:
+    def sizes(self, call: device.AnyCall) -> tuple[int, int]:
         table, workspace = ctypes.c_int64(), ctypes.c_int64()
         arguments = ctypes.byref(call), ctypes.byref(table), ctypes.byref(workspace)
-        self.sim.call("tt_optim_step_sizes_cuda", *arguments, reads=[], writes=[])
+        name = f"tt_{device.c_name(call)}_sizes_cuda"
+        self.sim.call(name, *arguments, reads=[], writes=[])
         return table.value, workspace.value
 
-    def table(self, call: library.Call, table: Tensor) -> None:
+    def table(self, call: device.AnyCall, table: Tensor) -> None:
         self.uploads += 1
-        self.sim.call("tt_optim_step_table_cuda", ctypes.byref(call), table, reads=[], writes=[])
+        name = f"tt_{device.c_name(call)}_table_cuda"
+        self.sim.call(name, ctypes.byref(call), table, reads=[], writes=[])
 
     def step(
-        self, call: library.Call, table: Tensor, workspace: Tensor, stream: int | None
+        self, call: device.AnyCall, table: Tensor, workspace: Tensor, stream: int | None
     ) -> None:
         assert stream == self.current
-        n, size = call.n_tensors, library.TENSOR.itemsize
-        rows = np.frombuffer(ctypes.string_at(call.tensors, n * size), library.TENSOR)
-        reads, writes = spans(rows)
-        n, size = call.n_groups, library.GROUP.itemsize
-        groups = np.frombuffer(ctypes.string_at(call.groups, n * size), library.GROUP)
+        name, shapes, given, sums = "tt_optim_step_cuda", None, call, []
+        if isinstance(given, library.AdafactorCall):
+            name = "tt_adafactor_step_cuda"
+            call = library.Call.from_address(given.step)
+            shapes = array_at(given.shapes, call.n_tensors, library.ADAFACTOR_SHAPE)
+            if given.sums:
+                last = shapes[-1]
+                n = last["sums_at"] + 2 + last["batch"] * (1 + last["rows"] + last["columns"])
+                sums = [Span(given.sums, 8 * int(n))]
+        reads, writes = spans(array_at(call.tensors, call.n_tensors, library.TENSOR), shapes)
+        groups = array_at(call.groups, call.n_groups, library.GROUP)
         pointers = (call.grad_scale, call.found_inf, call.given_norm, *groups["lr_tensor"].tolist())
         reads += [Span(pointer, 4) for pointer in set(pointers) if pointer]
         writes += [Span(p, size) for p, size in ((call.norm, 4), (call.skipped, 8)) if p]
         self.sim.call(
-            *("tt_optim_step_cuda", ctypes.byref(call), table, workspace, ctypes.c_void_p(None)),
+            *(name, ctypes.byref(given), table, workspace, ctypes.c_void_p(None)),
             reads=[table, *reads],
-            writes=[workspace, *writes],
+            writes=[workspace, *writes, *sums],
         )
 
 

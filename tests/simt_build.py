@@ -18,7 +18,8 @@ SIMT = ROOT / "tests" / "simt"
 
 # launch.cu talks to the driver; simt/library.cpp stands in for it.
 KERNELS = [path for path in sorted((ROOT / "csrc/cuda").glob("*.cu")) if path.name != "launch.cu"]
-HOST = [ROOT / "csrc/cpu/status.cpp", ROOT / "csrc/cpu/optim_rules.cpp", SIMT / "library.cpp"]
+HOST = [*(ROOT / f"csrc/cpu/{name}.cpp" for name in ("status", "optim_rules", "optim_check"))]
+HOST.append(SIMT / "library.cpp")
 SELFTESTS = sorted(SIMT.glob("selftest*.cu"))
 
 

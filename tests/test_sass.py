@@ -288,6 +288,37 @@ KERNELS = (
         block=lambda m: (128, 4),
         opcodes=lambda m: ("LDG", "FFMA", "DADD", "DFMA", "DMUL"),
     ),
+    # Adafactor: gradients by 16 bytes where aligned, 34 KB of them in shared memory
+    Kernel(
+        r"adafactor_squares",
+        block=lambda m: (128, 4),
+        opcodes=lambda m: (LOAD_16, "LDS", "FFMA", "DADD"),
+        shared=lambda m: 34816,
+    ),
+    Kernel(
+        r"adafactor_average",
+        block=lambda m: (256, 4),
+        opcodes=lambda m: ("LDG", "FFMA", "DADD", r"MUFU\.RSQ64H"),
+        shared=lambda m: 8192,
+    ),
+    Kernel(
+        r"adafactor_factors",
+        block=lambda m: (256, 4),
+        opcodes=lambda m: ("LDG", "DADD", r"MUFU\.RSQ64H"),
+        shared=lambda m: 8192,
+    ),
+    Kernel(
+        r"adafactor_direction_squares",
+        block=lambda m: (128, 4),
+        opcodes=lambda m: ("LDG", "FFMA", "DADD", "(ATOMG|RED)", "MEMBAR"),
+    ),
+    Kernel(
+        r"adafactor_apply<(?P<compact>true|false)>",
+        block=lambda m: (128, 4 if m["compact"] == "true" else 6),
+        opcodes=lambda m: (LOAD_16, r"STG\.E\.128", "FFMA"),
+    ),
+    Kernel(r"adafactor_norm", block=lambda m: (128, 8), opcodes=lambda m: ("LDG", "FFMA", "DADD")),
+    Kernel(r"adafactor_prepare", block=lambda m: (256, 1), opcodes=lambda m: ("DFMA", "DMUL")),
     # Powers in pairs of doubles
     Kernel(r"optim_prepare", block=lambda m: (256, 1), opcodes=lambda m: ("DFMA", "DMUL")),
 )
@@ -382,7 +413,7 @@ def problems(found: dict[str, Any]) -> list[str]:
         wrong.append(f"local memory: STACK {found['STACK']}, LOCAL {found['LOCAL']}, {spills}")
     # Of pointers from a table the compiler knows nothing but what on_global of optim_table.cuh says.
     generic = [op for op in instructions if re.match(r"(LD|ST)(\.|$)", op)]
-    if generic and found["name"].startswith("optim_"):
+    if generic and found["name"].startswith(("optim_", "adafactor_")):
         wrong.append(f"addresses of an unknown space: {generic}")
     for wanted in kernel.opcodes(match):
         if not any(re.match(wanted, op) for op in instructions):

@@ -216,44 +216,6 @@ bool reserve(Adafactor& a) {
   return true;
 }
 
-tt_status check_shapes(const tt_adafactor_call& call) {
-  const tt_optim_call& step = *call.step;
-  const auto bad = [](int64_t i, const char* what) {
-    return set_error(TT_INVALID_ARGUMENT, "adafactor: tensor %lld: expected %s", (long long)i,
-                     what);
-  };
-  for (int64_t i = 0; i < step.n_tensors; ++i) {
-    const tt_optim_tensor& t = step.tensors[i];
-    if (t.grad == nullptr) continue;
-    const tt_adafactor_shape& shape = call.shapes[i];
-    if (shape.batch < 0 || shape.rows < 0 || shape.columns < 0) return bad(i, "a shape");
-    if (shape.batch && shape.batch * shape.rows * shape.columns != t.numel)
-      return bad(i, "batch * rows * columns to be numel");
-    if (shape.whole_rows < shape.rows || shape.whole_columns < shape.columns ||
-        shape.whole_numel < t.numel)
-      return bad(i, "a whole that is no smaller than its piece");
-    const int states = shape.batch ? 2 : 1;
-    const tt_status status = check_tensor(step, "adafactor", i, {true, false, states, false});
-    if (status != TT_OK) return status;
-  }
-  return TT_OK;
-}
-
-tt_status check(const tt_adafactor_call& call) {
-  tt_status status = check_shape(*call.step, "adafactor");
-  if (status != TT_OK) return status;
-  const auto bad = [](const char* what) {
-    return set_error(TT_INVALID_ARGUMENT, "adafactor: expected %s", what);
-  };
-  if ((call.step->n_groups > 0 && !call.groups) || (call.step->n_tensors > 0 && !call.shapes))
-    return bad("groups and shapes");
-  if (call.part < 0 || call.part > TT_ADAFACTOR_UPDATE) return bad("a tt_adafactor_part");
-  if (call.part != TT_ADAFACTOR_WHOLE &&
-      (call.sums == nullptr || call.step->max_norm >= 0.0 || call.step->skip_nonfinite))
-    return bad("sums, and neither clipping nor skip_nonfinite, where the step is made in parts");
-  return check_shapes(call);
-}
-
 }  // namespace
 }  // namespace trimtab
 
@@ -263,7 +225,7 @@ tt_status tt_adafactor_step(const tt_adafactor_call* call, const tt_parallel* pa
   if (call == nullptr || call->step == nullptr) {
     return set_error(TT_INVALID_ARGUMENT, "adafactor: call is NULL");
   }
-  tt_status status = check(*call);
+  tt_status status = check_adafactor(*call);
   if (status != TT_OK) return status;
   Adafactor a{*call, {*call->step}, {}, nullptr, 0, 0, nullptr};
   bool runs = false;

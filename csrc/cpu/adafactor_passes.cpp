@@ -137,6 +137,7 @@ void add_squares(const Item& item) {
     const int64_t n = std::min(columns - begin, kOptimBlock);
     const auto chain = [&](int64_t k) { return k > 0 ? chains[k - 1] : column_sums + begin; };
     int64_t used = std::min<int64_t>(item.row_tiles, kColumnChains);
+    if (used == 0) std::fill_n(chain(0), n, 0.0);  // a piece without rows
     for (int64_t k = 0; k < item.row_tiles; ++k) {
       const float* const parts = item.column_parts + k * columns + begin;
       double* const to = chain(k % kColumnChains);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "cpu/optim_check.h"
 #include "cpu/optim_kernels.h"
 #include "cpu/optim_memory.h"
 #include "cpu/parallel.h"
@@ -48,15 +49,6 @@ struct OptimJob {
   float scale = 1.0f, clip = 1.0f;
 };
 
-// What a rule asks of a tensor.
-struct OptimNeeds {
-  bool step, product;
-  int states;
-  bool coded;  // its states may be 8-bit codes
-};
-tt_status check_shape(const tt_optim_call& call, const char* op);
-tt_status check_tensor(const tt_optim_call& call, const char* op, int64_t i,
-                       const OptimNeeds& needs);
 // Kernels, tables, scale and clip of the job; runs: false if the step is skipped, which is then done.
 tt_status begin_step(OptimJob& job, bool with_directions, const tt_parallel* parallel, bool* runs);
 
@@ -69,17 +61,6 @@ void adapt(OptimJob& job, const double* squares);
 void update(const OptimJob& job, const tt_parallel* parallel);
 
 namespace {
-
-// needs_of(tensor, group) -> OptimNeeds
-template <class NeedsOf>
-tt_status check_call(const tt_optim_call& call, const char* op, NeedsOf&& needs_of) {
-  tt_status status = check_shape(call, op);
-  for (int64_t i = 0; status == TT_OK && i < call.n_tensors; ++i) {
-    const tt_optim_tensor& t = call.tensors[i];
-    if (t.grad) status = check_tensor(call, op, i, needs_of(t, call.groups[t.group]));
-  }
-  return status;
-}
 
 // A remainder makes the parameter an fp32 one.
 inline int arithmetic_dtype(const tt_optim_tensor& t) {

@@ -58,11 +58,6 @@ TT_DEVICE void norm_blocks(const OptimParams& params) {
   if (lane == 0) store_global(params.sums + block, total);
 }
 
-__global__ void __launch_bounds__(kNormThreads, 8)
-    optim_norm(const __grid_constant__ OptimParams params) {
-  norm_blocks(params);
-}
-
 // --- constants
 
 template <class Constants>
@@ -106,6 +101,27 @@ TT_DEVICE double all_sums(const OptimParams& params) {
     __syncthreads();
   }
   return sums[0];
+}
+
+// All partial sums of a tensor, in the order of math/norm.h, in lane 0.
+TT_DEVICE double warp_sum(const double* partial, int64_t n) {
+  constexpr int kEach = kNormSums / 32;
+  const int lane = threadIdx.x % 32;
+  double sums[kEach] = {};
+#pragma unroll 1
+  for (int64_t k = lane; k < n; k += kNormSums) {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+      if (k + 32 * i < n) sums[i] += load_global(on_global(partial + k + 32 * i));
+  }
+#pragma unroll
+  for (int half = kEach / 2; half > 0; half /= 2)
+#pragma unroll
+    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+  double sum = sums[0];
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(kAllLanes, sum, lanes);
+  return sum;
 }
 
 // The coefficient as clip_grad_norm_ computes it in that dtype (csrc/cpu/optim_step.cpp).
@@ -171,31 +187,6 @@ TT_DEVICE float make_constants(const OptimParams& params, const OptimRow& row, i
   }
   if (params.counts != nullptr) store_global(params.counts + at, 0u);
   return product;
-}
-
-__global__ void __launch_bounds__(kPrepareThreads, 1)
-    optim_prepare(const __grid_constant__ OptimParams params) {
-  const OptimFacts facts = find_facts<kPrepareThreads>(params);
-  const int64_t at = int64_t{blockIdx.x} * kPrepareThreads + threadIdx.x;
-  if (at >= params.n_rows || facts.skip) return;
-  const OptimRow row = load_global(params.table.rows + at);
-  if (row.grad == nullptr) return;
-  const float step = next_step(row), product = make_constants(params, row, at, step);
-  if (row.step != nullptr) store_global(on_global(row.step), step);
-  if (row.product != nullptr) store_global(on_global(row.product), product);
-}
-
-// --- both at once, before a probe: it finds the facts and counts the step, so that nothing here waits for
-// the norm
-
-__global__ void __launch_bounds__(kNormThreads, 4)
-    optim_norm_and_constants(const __grid_constant__ OptimParams params) {
-  const int64_t norm_grid = (params.n_blocks + kNormThreads / 32 - 1) / (kNormThreads / 32);
-  if (blockIdx.x < norm_grid) return norm_blocks(params);
-  const int64_t at = (blockIdx.x - norm_grid) * kNormThreads + threadIdx.x;
-  if (at >= params.n_rows) return;
-  const OptimRow row = load_global(params.table.rows + at);
-  if (row.grad != nullptr) make_constants(params, row, at, next_step(row));
 }
 
 }  // namespace

@@ -72,27 +72,6 @@ TT_DEVICE void probe_block(const CompactRow& c, const TensorFacts<LambConstants>
   squares[1] += totals[1];
 }
 
-// All partial sums of a tensor, in the order of math/norm.h, in lane 0.
-TT_DEVICE double warp_sum(const double* partial, int64_t n) {
-  constexpr int kEach = kNormSums / 32;
-  const int lane = threadIdx.x % 32;
-  double sums[kEach] = {};
-#pragma unroll 1
-  for (int64_t k = lane; k < n; k += kNormSums) {
-#pragma unroll
-    for (int i = 0; i < kEach; ++i)
-      if (k + 32 * i < n) sums[i] += load_global(on_global(partial + k + 32 * i));
-  }
-#pragma unroll
-  for (int half = kEach / 2; half > 0; half /= 2)
-#pragma unroll
-    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
-  double sum = sums[0];
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(kAllLanes, sum, lanes);
-  return sum;
-}
-
 // One block of kNormBlock elements; to be called by a whole warp.
 TT_DEVICE void probe(const OptimParams& params, const OptimFacts& facts, int64_t block) {
   const int lane = threadIdx.x % 32;

@@ -13,6 +13,7 @@
 
 #include "cpu/optim_rules.h"
 #include "cuda/launch.cuh"
+#include "cuda/optim_layout.cuh"
 #include "cuda/optim_prepare.cuh"
 #include "cuda/optim_probe.cuh"
 #include "cuda/optim_step.cuh"
@@ -23,61 +24,15 @@ namespace {
 constexpr const char* kOp = "optim_step";
 
 tt_status check(const tt_optim_call& call) {
-  const auto bad = [](int64_t i, const char* what) {
-    return set_error(TT_INVALID_ARGUMENT, "%s: tensor %lld: expected %s", kOp, (long long)i, what);
-  };
-  const auto is_dtype = [](int d) { return d == TT_F32 || d == TT_BF16 || d == TT_F16; };
   if (call.rule < 0 || call.rule >= TT_RULES)
     return set_error(TT_INVALID_ARGUMENT, "%s: expected a tt_rule, got %d", kOp, call.rule);
-  if (call.n_tensors < 0 || call.n_groups < 0 || (call.n_tensors > 0 && !call.tensors) ||
-      (call.n_groups > 0 && !call.groups))
-    return set_error(TT_INVALID_ARGUMENT, "%s: expected tensors and groups", kOp);
   const OptimRule& rule = optim_rule(tt_rule(call.rule));
-  for (int64_t i = 0; i < call.n_tensors; ++i) {
-    const tt_optim_tensor& t = call.tensors[i];
-    if (t.grad == nullptr) continue;
-    if (t.numel < 0 || t.numel >= int64_t{1} << 40) return bad(i, "0 <= numel < 2^40");
-    if (t.group < 0 || t.group >= call.n_groups) return bad(i, "group to be an index into groups");
-    if (!is_dtype(t.param_dtype) || !is_dtype(t.grad_dtype) ||
-        (!is_dtype(t.state_dtype) && t.state_dtype != TT_DYNAMIC8) ||
-        (t.copy && !is_dtype(t.copy_dtype)))
-      return bad(i, "float32, bfloat16 or float16");
-    if (t.master_kind < 0 || t.master_kind > TT_MASTER_REMAINDER) return bad(i, "a tt_master");
-    if (t.master_kind != TT_MASTER_NONE && t.param_dtype != TT_BF16)
-      return bad(i, "bfloat16 where there is a master");
-    if (t.master_kind != TT_MASTER_NONE && t.master == nullptr && t.numel > 0)
-      return bad(i, "master, got NULL");
-    if (t.param == nullptr && t.numel > 0) return bad(i, "param, got NULL");
-    if ((rule.counts_steps || call.stochastic) && t.step == nullptr)
-      return bad(i, "step, got NULL");
-    if (rule.has_product && t.product == nullptr) return bad(i, "product, got NULL");
-    const int states = rule.states(rule.variant(call.groups[t.group], t.fresh != 0));
-    for (int k = 0; k < states; ++k)
-      if (t.numel > 0 &&
-          (t.state[k] == nullptr || (t.state_dtype == TT_DYNAMIC8 && t.scale[k] == nullptr)))
-        return bad(i, "all of the rule's states, got NULL");
-  }
-  return TT_OK;
-}
-
-int bytes_of(int dtype) { return dtype == TT_F32 ? 4 : dtype == TT_DYNAMIC8 ? 1 : 2; }
-
-// The least number of elements by which every array has to be extended to the left to begin at a multiple of
-// 16 bytes, or of 8 codes; -1: no number does, or scales begin elsewhere.
-int common_shift(const tt_optim_tensor& t, int states) {
-  const auto fits = [](const void* p, int size, int shift) {
-    const uintptr_t to = size == 1 ? 8 : 16;
-    return p == nullptr || (reinterpret_cast<uintptr_t>(p) - uintptr_t(shift * size)) % to == 0;
-  };
-  for (int shift = 0; shift < (t.state_dtype == TT_DYNAMIC8 ? 1 : kEight); ++shift) {
-    bool all = fits(t.param, bytes_of(t.param_dtype), shift) &&
-               fits(t.grad, bytes_of(t.grad_dtype), shift) && fits(t.ema, 4, shift) &&
-               fits(t.copy, t.copy ? bytes_of(t.copy_dtype) : 4, shift) &&
-               fits(t.master_kind != TT_MASTER_NONE ? t.master : nullptr, 2, shift);
-    for (int k = 0; k < states; ++k) all = all && fits(t.state[k], bytes_of(t.state_dtype), shift);
-    if (all) return shift;
-  }
-  return -1;
+  const tt_status status =
+      check_call(call, kOp, [&rule](const tt_optim_tensor& t, const tt_optim_group& g) {
+        const int states = rule.states(rule.variant(g, t.fresh != 0));
+        return OptimNeeds{rule.counts_steps, rule.has_product, states, true};
+      });
+  return status == TT_OK ? check_lengths(call, kOp) : status;
 }
 
 OptimRow make_row(const tt_optim_call& call, const tt_optim_tensor& t) {
@@ -119,8 +74,6 @@ OptimRow make_row(const tt_optim_call& call, const tt_optim_tensor& t) {
   return row;
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Sizes of table and workspace, a function of the call and the device.
 struct Layout {
   int64_t n_pieces = 0, n_blocks = 0, piece = 0, sm_count = 0;  // piece: tiles
@@ -129,20 +82,12 @@ struct Layout {
   int64_t constants, sums, param_sums, direction_sums, counts, workspace;
 };
 
-// A tile more where the tensor is extended to the left.
-int64_t tiles_of(const tt_optim_tensor& t) {
-  return t.grad == nullptr || t.numel == 0 ? 0 : ceil_div(t.numel + kEight - 1, kTile);
-}
-
 Layout layout_of(const tt_optim_call& call, int sm_count) {
   Layout l;
   int64_t tiles = 0;
   for (int64_t i = 0; i < call.n_tensors; ++i) tiles += tiles_of(call.tensors[i]);
-  // Four blocks run on a multiprocessor at once. Pieces for eight rounds of them balance well; 32 tiles
-  // take so long that starting a block costs nothing.
-  const int64_t share = tiles / (int64_t{sm_count} * 32);
   l.sm_count = sm_count;
-  l.piece = share < 1 ? 1 : share > 32 ? 32 : share;
+  l.piece = tiles_of_a_piece(tiles, sm_count);
   for (int64_t i = 0; i < call.n_tensors; ++i) {
     const tt_optim_tensor& t = call.tensors[i];
     if (t.grad == nullptr) continue;
@@ -167,30 +112,16 @@ Layout layout_of(const tt_optim_call& call, int sm_count) {
   return l;
 }
 
-template <class T>
-T* at_byte(const void* base, int64_t offset) {
-  return reinterpret_cast<T*>(static_cast<char*>(const_cast<void*>(base)) + offset);
-}
-
 OptimTable table_at(const Layout& l, const void* base) {
   return {at_byte<OptimRow>(base, 0), at_byte<tt_optim_group>(base, l.groups),
           at_byte<OptimPiece>(base, l.pieces), at_byte<OptimPiece>(base, l.blocks),
           at_byte<DynamicCode>(base, l.codes)};
 }
 
-// As csrc/cpu/optim_step.cpp finds it: what stacking the norms of all gradients would give.
-int clip_dtype(const tt_optim_call& call) {
-  int dtype = -1;
-  for (int64_t i = 0; call.round_clipped && i < call.n_tensors; ++i) {
-    const tt_optim_tensor& t = call.tensors[i];
-    if (t.grad == nullptr || t.grad_dtype == dtype) continue;
-    dtype = dtype < 0 ? t.grad_dtype : int(TT_F32);
-  }
-  return dtype;
-}
-
 OptimParams make_params(const tt_optim_call& call, const Layout& l, const void* table, void* work) {
-  OptimParams p = {};
+  OptimParams p = call_params(call);
+  p.n_blocks = l.n_blocks;
+  p.tiles = int32_t(l.piece);
   p.table = table_at(l, table);
   p.facts = at_byte<OptimFacts>(work, 0);
   p.constants = at_byte<float>(work, l.constants);
@@ -200,24 +131,6 @@ OptimParams make_params(const tt_optim_call& call, const Layout& l, const void* 
     p.direction_sums = at_byte<double>(work, l.direction_sums);
     p.counts = at_byte<uint32_t>(work, l.counts);
   }
-  p.seed = call.seed;
-  p.stochastic = call.stochastic != 0;
-  p.clip_dtype = clip_dtype(call);
-  p.n_rows = call.n_tensors;
-  p.n_blocks = l.n_blocks;
-  p.rule = call.rule;
-  p.tiles = int32_t(l.piece);
-  p.zero_grad = call.zero_grad;
-  p.skip_nonfinite = call.skip_nonfinite;
-  p.grad_scale = call.grad_scale;
-  p.found_inf = call.found_inf;
-  p.norm = call.norm;
-  p.skipped = call.skipped;
-  p.given_norm = call.given_norm;
-  p.max_norm = call.max_norm;
-  p.ema_rest = float(1.0 - call.ema_decay);
-  p.wants_norm = call.max_norm >= 0.0 || call.skip_nonfinite || call.norm != nullptr;
-  p.sums_squares = p.wants_norm && (call.given_norm == nullptr || call.skip_nonfinite);
   p.probe_prepares = p.counts != nullptr && p.sums_squares && l.n_blocks > 0;
   return p;
 }
@@ -248,14 +161,6 @@ Update update_kernel(int rule, bool compact) {
     case TT_LAMB: return pick<RuleFamily<Lamb, 1, 2>>(compact);
     default: return {nullptr, 0};
   }
-}
-
-bool is_compact(const tt_optim_call& call) {
-  for (int64_t i = 0; i < call.n_tensors; ++i) {
-    const tt_optim_tensor& t = call.tensors[i];
-    if (t.grad && (t.state_dtype == TT_DYNAMIC8 || t.master_kind != TT_MASTER_NONE)) return true;
-  }
-  return call.stochastic != 0;
 }
 
 // One launch without a norm and without a probe, else two.

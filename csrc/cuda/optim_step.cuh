@@ -4,9 +4,44 @@
 #pragma once
 #include "cuda/optim_compact.cuh"
 #include "cuda/optim_elements.cuh"
+#include "cuda/optim_prepare.cuh"
 
 namespace trimtab {
 namespace {
+
+// --- before it
+
+__global__ void __launch_bounds__(kNormThreads, 8)
+    optim_norm(const __grid_constant__ OptimParams params) {
+  norm_blocks(params);
+}
+
+__global__ void __launch_bounds__(kPrepareThreads, 1)
+    optim_prepare(const __grid_constant__ OptimParams params) {
+  const OptimFacts facts = find_facts<kPrepareThreads>(params);
+  const int64_t at = int64_t{blockIdx.x} * kPrepareThreads + threadIdx.x;
+  if (at >= params.n_rows || facts.skip) return;
+  const OptimRow row = load_global(params.table.rows + at);
+  if (row.grad == nullptr) return;
+  const float step = next_step(row), product = make_constants(params, row, at, step);
+  if (row.step != nullptr) store_global(on_global(row.step), step);
+  if (row.product != nullptr) store_global(on_global(row.product), product);
+}
+
+// Both at once, before a probe: it finds the facts and counts the step, so that nothing here waits for
+// the norm
+
+__global__ void __launch_bounds__(kNormThreads, 4)
+    optim_norm_and_constants(const __grid_constant__ OptimParams params) {
+  const int64_t norm_grid = (params.n_blocks + kNormThreads / 32 - 1) / (kNormThreads / 32);
+  if (blockIdx.x < norm_grid) return norm_blocks(params);
+  const int64_t at = (blockIdx.x - norm_grid) * kNormThreads + threadIdx.x;
+  if (at >= params.n_rows) return;
+  const OptimRow row = load_global(params.table.rows + at);
+  if (row.grad != nullptr) make_constants(params, row, at, next_step(row));
+}
+
+// --- the update
 
 // Eight adjacent elements, all there, all aligned.
 template <class Family>

@@ -55,6 +55,16 @@ typedef struct tt_adafactor_call {
 
 TT_API tt_status tt_adafactor_step(const tt_adafactor_call* call, const tt_parallel* parallel);
 
+/* On CUDA (libtrimtab_cuda.so), as tt_optim_step_cuda: groups and shapes are the host's, sums the device's and
+ * all 0 before the first part. The parts of a step follow each other on one stream with one workspace; it is
+ * the first of them that finds scale, found_inf and lr_tensor, and counts the step. One table serves until a
+ * tensor, a group or a shape changes. The bits are those of tt_adafactor_step. */
+TT_API tt_status tt_adafactor_sizes_cuda(const tt_adafactor_call* call, int64_t* table,
+                                         int64_t* workspace);
+TT_API tt_status tt_adafactor_table_cuda(const tt_adafactor_call* call, void* table);
+TT_API tt_status tt_adafactor_step_cuda(const tt_adafactor_call* call, const void* table,
+                                        void* workspace, tt_stream stream);
+
 #ifdef __cplusplus
 }
 #endif

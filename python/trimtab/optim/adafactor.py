@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 
 from . import library, shards
 from .base import FusedStep, StepOptions
+from .device import why_not_cuda
 from .groups import Run
 from .matrix import MatrixStep, batches
 from .plan import Plan
@@ -26,11 +27,11 @@ class Adafactor(MatrixStep, torch.optim.Adafactor):
     """``torch.optim.Adafactor`` with the options of :class:`StepOptions`.
 
     Its second moment is a row and a column (Shazeer and Stern, https://arxiv.org/abs/1804.04235). On
-    a CPU all tensors are stepped in one call (csrc/math/adafactor.h): sums in a fixed order, the same
-    for any number of threads; all in float32, rounded once to the dtypes of parameter and states. With
-    float32 parameters a step ends within a few roundings of torch's, which adds in another order; with
-    bfloat16 it is nearer to float64's, as torch rounds after each operation. Other devices take
-    torch's operations.
+    a CPU and by CUDA C++ all tensors are stepped in one call (csrc/math/adafactor.h): sums in a fixed
+    order, the same for any number of threads and on both; all in float32, rounded once to the dtypes of
+    parameter and states. With float32 parameters a step ends within a few roundings of torch's, which
+    adds in another order; with bfloat16 it is nearer to float64's, as torch rounds after each
+    operation. Other devices take torch's operations.
 
     ``foreach`` changes nothing.
     """
@@ -84,13 +85,13 @@ class Adafactor(MatrixStep, torch.optim.Adafactor):
         Args:
             closure (Callable, optional): reevaluates the model and returns the loss.
         """
-        on_cpu = all(p.device.type == "cpu" for g in self.param_groups for p in g["params"])
-        if on_cpu:
+        places = {p.device for group in self.param_groups for p in group["params"]}
+        if all(place.type == "cpu" or not why_not_cuda(place) for place in places):
             return FusedStep.step(self, closure)
         if shards.any_sharded(self.param_groups):
             raise RuntimeError(
-                "Adafactor: a DTensor on a GPU; its sums over whole rows and columns are added up on "
-                "CPUs only"
+                "Adafactor: a DTensor on a GPU without CUDA C++; its sums over whole rows and columns "
+                "are added up on others only"
             )
         return super().step(closure)
 
@@ -105,17 +106,24 @@ class Adafactor(MatrixStep, torch.optim.Adafactor):
         own = library.AdafactorCall(
             ctypes.addressof(call), groups.ctypes.data, shapes.ctypes.data, None, library.WHOLE
         )
-        if not plan.rows.sharded or library.skips(call):
-            return library.adafactor_step(own)
-        call.found_inf = None
+        arrays = (rows, run.groups, groups, shapes)
+        waits = run.runner.waits
+        if not plan.rows.sharded or (waits and library.skips(call)):
+            return run.runner.step(own, *arrays)
+        if waits:  # a GPU skips by itself, and the others' sums are nothing to it
+            call.found_inf = None
         last = shapes[-1]
         total = 2 + last["batch"] * (1 + last["rows"] + last["columns"]) + last["sums_at"]
-        sums = torch.zeros(int(total), dtype=torch.float64)
+        sums = torch.zeros(int(total), dtype=torch.float64, device=run.device)
         own.sums = sums.data_ptr()
-        pieces = [_sums(sums, shape, p) for shape, p in zip(shapes.tolist(), plan.params)]
+        pieces = [
+            _sums(sums, shape, p)
+            for shape, p, away in zip(shapes.tolist(), plan.params, run.away)
+            if not away
+        ]
         for part in (library.SQUARES, library.AVERAGE, library.DIRECTION, library.UPDATE):
             own.part = part
-            library.adafactor_step(own)
+            run.runner.step(own, *arrays)
             shards.add_up(chain.from_iterable(piece.get(part, ()) for piece in pieces))
 
     def _check_states(self, state_dict: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Who makes the step of a device's parameters: C++ for a CPU, CUDA C++ or Triton for a GPU.
 
-A runner is handed a whole tt_optim_call each step and keeps between steps what its device needs: on
-CUDA the table of tensors, which csrc/cuda reads there. Nothing in a step of a GPU waits for it.
+A runner is handed a whole tt_optim_call, or tt_adafactor_call, each step and keeps between steps
+what its device needs: on CUDA the table of tensors, which csrc/cuda reads there. Nothing in a step
+of a GPU waits for it.
 """
 
 from __future__ import annotations
@@ -18,21 +19,26 @@ from torch import Tensor
 from ..ops import backend
 from . import library
 
+AnyCall = library.Call | library.AdafactorCall
+
 
 class Runner(Protocol):
     waits: bool  # a step is made when step() returns
 
-    def step(self, call: library.Call, rows: np.ndarray, groups: np.ndarray) -> None:
-        """rows and groups are what the call's tensors and groups point to."""
+    def step(self, call: AnyCall, *arrays: np.ndarray) -> None:
+        """``arrays``: what the call's tensors, groups and shapes point to."""
 
 
 class HostRunner:
-    """tt_optim_step on torch's threads."""
+    """tt_optim_step and tt_adafactor_step on torch's threads."""
 
     waits = True
 
-    def step(self, call: library.Call, rows: np.ndarray, groups: np.ndarray) -> None:
-        library.step(call)
+    def step(self, call: AnyCall, *arrays: np.ndarray) -> None:
+        if isinstance(call, library.AdafactorCall):
+            library.adafactor_step(call)
+        else:
+            library.step(call)
 
 
 # --- a GPU
@@ -41,11 +47,9 @@ class HostRunner:
 class CudaFunctions(Protocol):
     """libtrimtab_cuda.so's C functions, or kernels/optim_step.py's; RuntimeError if one refuses."""
 
-    def sizes(self, call: library.Call) -> tuple[int, int]: ...
-    def table(self, call: library.Call, table: Tensor) -> None: ...
-    def step(
-        self, call: library.Call, table: Tensor, workspace: Tensor, stream: int | None
-    ) -> None: ...
+    def sizes(self, call: AnyCall) -> tuple[int, int]: ...
+    def table(self, call: AnyCall, table: Tensor) -> None: ...
+    def step(self, call: AnyCall, table: Tensor, workspace: Tensor, stream: int | None) -> None: ...
 
 
 class Queue:
@@ -77,17 +81,15 @@ class Buffers:
 
     stream: int
     options: tuple[int, ...]
-    rows: np.ndarray
-    groups: np.ndarray
+    arrays: tuple[np.ndarray, ...]
     table: Tensor
     workspace: Tensor
 
-    def serve(self, call: library.Call, rows: np.ndarray, groups: np.ndarray, stream: int) -> bool:
+    def serve(self, call: AnyCall, arrays: tuple[np.ndarray, ...], stream: int) -> bool:
         return (
             self.stream == stream
             and self.options == _options(call)
-            and _same_bytes(self.rows, rows)
-            and _same_bytes(self.groups, groups)
+            and all(map(_same_bytes, self.arrays, arrays))
         )
 
 
@@ -97,7 +99,7 @@ _captured: list[Tensor] = []
 
 
 class CudaRunner:
-    """tt_optim_step_cuda on the current stream.
+    """tt_optim_step_cuda, or tt_adafactor_step_cuda, on the current stream.
 
     The table is copied to the device when a pointer or a number in it has changed, from pinned
     memory: no step waits. Under CUDA graph capture all memory comes from the graph's pool, but for the
@@ -111,12 +113,12 @@ class CudaRunner:
         self.buffers: Buffers | None = None
         self.reserve: list[Tensor] = []  # pinned tables for captures
 
-    def step(self, call: library.Call, rows: np.ndarray, groups: np.ndarray) -> None:
+    def step(self, call: AnyCall, *arrays: np.ndarray) -> None:
         with self.queue.guard():
             stream, capturing = self.queue.stream(), self.queue.is_capturing()
             buffers = self.buffers
-            if capturing or buffers is None or not buffers.serve(call, rows, groups, stream):
-                buffers = self._upload(call, rows, groups, stream, capturing)
+            if capturing or buffers is None or not buffers.serve(call, arrays, stream):
+                buffers = self._upload(call, arrays, stream, capturing)
             if not capturing:
                 self.buffers = buffers
                 while len(self.reserve) < RESERVE:
@@ -125,9 +127,8 @@ class CudaRunner:
 
     def _upload(
         self,
-        call: library.Call,
-        rows: np.ndarray,
-        groups: np.ndarray,
+        call: AnyCall,
+        arrays: tuple[np.ndarray, ...],
         stream: int,
         capturing: bool,
     ) -> Buffers:
@@ -153,11 +154,14 @@ class CudaRunner:
         else:
             table, workspace = self.queue.empty(size), self.queue.empty(workspace_size)
         table.copy_(host, non_blocking=True)
-        return Buffers(stream, _options(call), rows.copy(), groups.copy(), table, workspace)
+        kept = tuple(array.copy() for array in arrays)
+        return Buffers(stream, _options(call), kept, table, workspace)
 
 
-def _options(call: library.Call) -> tuple[int, ...]:
-    """What a table depends on beside tensors and groups."""
+def _options(call: AnyCall) -> tuple[int, ...]:
+    """What a table depends on beside tensors, groups and shapes."""
+    if isinstance(call, library.AdafactorCall):
+        return ()
     return call.rule, call.torch_tails
 
 
@@ -178,22 +182,27 @@ class _Loaded:
         if status:
             raise RuntimeError(self._library.tt_last_error().decode())
 
-    def sizes(self, call: library.Call) -> tuple[int, int]:
+    def _call(self, function: str, call: AnyCall, *arguments: Any) -> None:
+        name = f"tt_{c_name(call)}{function}_cuda"
+        self._check(getattr(self._library, name)(ctypes.byref(call), *arguments))
+
+    def sizes(self, call: AnyCall) -> tuple[int, int]:
         table, workspace = ctypes.c_int64(), ctypes.c_int64()
-        arguments = ctypes.byref(call), ctypes.byref(table), ctypes.byref(workspace)
-        self._check(self._library.tt_optim_step_sizes_cuda(*arguments))
+        self._call("_sizes", call, ctypes.byref(table), ctypes.byref(workspace))
         return table.value, workspace.value
 
-    def table(self, call: library.Call, table: Tensor) -> None:
-        pointer = ctypes.c_void_p(table.data_ptr())
-        self._check(self._library.tt_optim_step_table_cuda(ctypes.byref(call), pointer))
+    def table(self, call: AnyCall, table: Tensor) -> None:
+        self._call("_table", call, ctypes.c_void_p(table.data_ptr()))
 
-    def step(
-        self, call: library.Call, table: Tensor, workspace: Tensor, stream: int | None
-    ) -> None:
+    def step(self, call: AnyCall, table: Tensor, workspace: Tensor, stream: int | None) -> None:
         pointers = (table.data_ptr(), workspace.data_ptr(), stream)
-        arguments = map(ctypes.c_void_p, pointers)
-        self._check(self._library.tt_optim_step_cuda(ctypes.byref(call), *arguments))
+        last = "_step" if isinstance(call, library.AdafactorCall) else ""
+        self._call(last, call, *map(ctypes.c_void_p, pointers))
+
+
+def c_name(call: AnyCall) -> str:
+    """Between tt_ and what a function of csrc/cuda does with the call."""
+    return "adafactor" if isinstance(call, library.AdafactorCall) else "optim_step"
 
 
 _functions: CudaFunctions | None = None
