@@ -53,6 +53,16 @@ def pairs(name: str) -> tuple[list, list, list]:
     return pieces, whole_ones, [cut for _, cut in cuts]
 
 
+def pieces_on_gpus(name: str) -> None:
+    """Each process has a GPU, one of the SIMT machine's."""
+    import cuda_sim
+    import optim_on_sim
+
+    with optim_on_sim.as_gpu(cuda_sim.Simulator(seed=dist.get_rank())) as gpu:
+        pieces_against_the_whole(name)
+        assert gpu.sim.launches > 0
+
+
 def pieces_against_the_whole(name: str) -> None:
     """Cut by rows, columns and batches, empty, and with all that a step folds in."""
     pieces, others, cuts = pairs(name)

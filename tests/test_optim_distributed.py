@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
     pytest.skip("this torch has no torch.distributed with gloo", allow_module_level=True)
 
+import cuda_sim
 import optim_checkpoints
 import optim_pieces
 import optim_sums
+import simt_build
 from optim_processes import CASES, SUMS, Processes
 
 
@@ -101,6 +104,13 @@ def test_refusals(both: Processes) -> None:
 @pytest.mark.parametrize("name", SUMS)
 def test_pieces_against_the_whole(name: str, both: Processes) -> None:
     both.run(optim_sums.pieces_against_the_whole, name)
+
+
+@pytest.mark.skipif(shutil.which(simt_build.compiler()) is None, reason="no C++ compiler")
+@pytest.mark.parametrize("name", ["Adafactor"])
+def test_pieces_on_gpus(name: str, both: Processes) -> None:
+    cuda_sim.Simulator()  # builds it once, not in each process
+    both.run(optim_sums.pieces_on_gpus, name)
 
 
 @pytest.mark.parametrize("name", SUMS)

@@ -121,9 +121,11 @@ class Adafactor(MatrixStep, torch.optim.Adafactor):
             for shape, p, away in zip(shapes.tolist(), plan.params, run.away)
             if not away
         ]
+        own.part = library.SQUARES
+        launch = run.runner.launcher(own, *arrays)
         for part in (library.SQUARES, library.AVERAGE, library.DIRECTION, library.UPDATE):
             own.part = part
-            run.runner.step(own, *arrays)
+            launch(own)
             shards.add_up(chain.from_iterable(piece.get(part, ()) for piece in pieces))
 
     def _check_states(self, state_dict: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ of a GPU waits for it.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,6 +29,9 @@ class Runner(Protocol):
     def step(self, call: AnyCall, *arrays: np.ndarray) -> None:
         """``arrays``: what the call's tensors, groups and shapes point to."""
 
+    def launcher(self, call: AnyCall, *arrays: np.ndarray) -> Callable[[AnyCall], None]:
+        """For a step in parts: what makes one, of the call with another part in it."""
+
 
 class HostRunner:
     """tt_optim_step and tt_adafactor_step on torch's threads."""
@@ -35,10 +39,11 @@ class HostRunner:
     waits = True
 
     def step(self, call: AnyCall, *arrays: np.ndarray) -> None:
-        if isinstance(call, library.AdafactorCall):
-            library.adafactor_step(call)
-        else:
-            library.step(call)
+        self.launcher(call, *arrays)(call)
+
+    def launcher(self, call: AnyCall, *arrays: np.ndarray) -> Callable[[Any], None]:
+        is_adafactor = isinstance(call, library.AdafactorCall)
+        return library.adafactor_step if is_adafactor else library.step
 
 
 # --- a GPU
@@ -114,6 +119,9 @@ class CudaRunner:
         self.reserve: list[Tensor] = []  # pinned tables for captures
 
     def step(self, call: AnyCall, *arrays: np.ndarray) -> None:
+        self.launcher(call, *arrays)(call)
+
+    def launcher(self, call: AnyCall, *arrays: np.ndarray) -> Callable[[AnyCall], None]:
         with self.queue.guard():
             stream, capturing = self.queue.stream(), self.queue.is_capturing()
             buffers = self.buffers
@@ -123,7 +131,12 @@ class CudaRunner:
                 self.buffers = buffers
                 while len(self.reserve) < RESERVE:
                     self.reserve.append(self.queue.pinned(buffers.table.numel()))
-            self.functions.step(call, buffers.table, buffers.workspace, stream)
+
+        def launch(call: AnyCall) -> None:
+            with self.queue.guard():
+                self.functions.step(call, buffers.table, buffers.workspace, stream)
+
+        return launch
 
     def _upload(
         self,
