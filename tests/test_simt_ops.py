@@ -36,6 +36,8 @@ SOURCES: dict[str, tuple[str, dict[str, str]]] = {
         {
             "tile + kTile <= row.body": "tile + kTile <= row.body + kEight",
             "at < ::min(tile + kTile, last)": "at < ::min(tile + kTile, last) - 1",
+            "at >= params.n_rows": "at + 1 >= params.n_rows",
+            "blockIdx.x - norm_grid": "blockIdx.x - norm_grid + 1",
         },
     ),
     "optim_elements.cuh": ("optim", {"to + 16 * i": "to + 16 * (i ^ 1)"}),
@@ -54,20 +56,56 @@ SOURCES: dict[str, tuple[str, dict[str, str]]] = {
             "at + 32 * k < end": "at + 32 * k < end - 1",
             "k + i * kThreads < params.n_blocks": "k + i * kThreads + 1 < params.n_blocks",
             "threadIdx.x + i * kThreads": "threadIdx.x + (i ^ 1) * kThreads",
-            "at >= params.n_rows": "at + 1 >= params.n_rows",
-            "blockIdx.x - norm_grid": "blockIdx.x - norm_grid + 1",
+            "k + 32 * i < n": "k + 32 * i + 1 < n",
         },
     ),
     "optim_probe.cuh": (
         "optim",
         {
-            "k + 32 * i < n": "k + 32 * i + 1 < n",
             "uint32_t(blocks - 1)": "uint32_t(blocks - 2)",
             "begin + lane": "begin + lane + 1",
             "block += warps": "block += warps + 1",
             "at += threads": "at += threads - 1",
             "param * param": "param * direction",
             "direction * direction": "direction * param",
+        },
+    ),
+    "adafactor_table.cuh": (
+        "adafactor",
+        {"stream < 3": "stream < 2", "at >= step.n_rows": "at + 1 >= step.n_rows"},
+    ),
+    "adafactor_average.cuh": (
+        "adafactor",
+        {
+            "4 * k + chain": "4 * (k ^ 1) + chain",
+            "begin < chunk.first ? kept[c] : 0.0f": "0.0f",
+            "c % 4": "c % 2",
+            "unit >= units": "unit + 1 >= units",
+            "unit < units": "unit + 1 < units",
+            "i / width": "i / (width + 1)",
+            "k * columns": "(k ^ 1) * columns",
+            "at % s.mean_parts * kMeanRows": "at % s.mean_parts",
+            "matrix * s.mean_parts": "matrix",
+            "i < p.matrices * p.each": "i < p.matrices * p.each - 1",
+            "32 * half": "32 * half - 1",
+            "block + k < s.row_blocks": "block + k + 1 < s.row_blocks",
+            "own[half]": "own[half - 1]",
+            "i % used + kNormSums": "i % used + kNormSums + 1",
+            "(block + k) * s.batch": "block * s.batch",
+        },
+    ),
+    "adafactor_update.cuh": (
+        "adafactor",
+        {
+            "p->column >= s.columns": "p->column > s.columns",
+            "p->row_of_matrix >= s.rows": "p->row_of_matrix > s.rows",
+            "32 / d.s.columns": "32 / (d.s.columns + 1)",
+            "ahead + 32 * k >= end": "ahead + 32 * k + 1 >= end",
+            "uint32_t(blocks - 1)": "uint32_t(blocks - 2)",
+            "tile + kTile <= row.numel": "tile + kTile <= row.numel + kEight",
+            "at < ::min(tile + kTile, last)": "at < ::min(tile + kTile, last) - 1",
+            "place.columns + place.column": "place.column",
+            "at += kDirectionBlock": "at += 2 * kDirectionBlock",
         },
     ),
     "sparse24_mm_sm80.cuh": (
@@ -181,11 +219,13 @@ SOURCES: dict[str, tuple[str, dict[str, str]]] = {
 # What cannot show here, and why.
 HARMLESS = {
     "optim_probe.cuh: fence removed: __threadfence();": "all blocks see the machine's memory at once",
+    "adafactor_update.cuh: fence removed: __threadfence();": "the same",
     "sparse24_mm_sm90.cuh: barrier removed: __syncwarp();": "the machine brings a warp together itself "
     "where cluster_sync, being .aligned, wants it together",
 }
 KERNELS = (
     "optim_step.cu",
+    "adafactor.cu",
     "quantize_int8.cu",
     "sparse24_compress.cu",
     "sparse24_linear.cu",
@@ -371,8 +411,29 @@ def block_grad_calls(sim: cuda_sim.Simulator) -> Iterator[list[torch.Tensor]]:
             sim.block_grad_values(grad, x, starts, columns + shift, *block)
 
 
+ADAFACTOR: tuple[tuple[torch.dtype, tuple[tuple[int, ...], ...], dict[str, Any]], ...] = (
+    (torch.float32, ((5000,), (40, 3, 3), (70, 520), (64, 128), (3, 4100)), {}),
+    (torch.float32, ((1100, 3), (2, 1030, 2), (600, 24)), {}),
+    (torch.bfloat16, ((1031,), (33, 17), (4, 5, 16)), {"rounding": "stochastic"}),
+    (torch.float32, ((3,),) * 300, {}),
+)
+
+
+def adafactor_calls(sim: cuda_sim.Simulator) -> Iterator[list[torch.Tensor]]:
+    for dtype, shapes, options in ADAFACTOR:
+        params = optim_cases.parameters(shapes, dtype)
+        optimizer = optim.Adafactor(params, **options)
+        with optim_on_sim.as_gpu(sim):
+            for step in range(2 if len(shapes) < 9 else 1):
+                optim_cases.set_gradients(step, params)
+                optimizer.step()
+        states = [v for p in params for v in optimizer.state[p].values()]
+        yield [p.detach() for p in params] + states
+
+
 CALLS: dict[str, Callable[[cuda_sim.Simulator], Iterator[list[torch.Tensor]]]] = {
     "optim": optim_calls,
+    "adafactor": adafactor_calls,
     "sparse24": sparse24_calls,
     "sparse24_sm90": sparse24_sm90_calls,
     "sparse24_compress": sparse24_compress_calls,
