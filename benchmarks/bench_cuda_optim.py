@@ -1,11 +1,12 @@
 """A step of the optimizers on a GPU, against torch's foreach and fused and a bare streaming kernel.
 
-    python benchmarks/bench_cuda_optim.py [--quick] [--device cuda] [--only sizes tensors formats]
+    python benchmarks/bench_cuda_optim.py [--quick] [--device cuda] [--only sizes tensors ...]
 
 sizes    AdamW, 0.1M ... 1B parameters in up to 60 tensors, fp32 and bf16; a streaming kernel with
          the same reads and writes (fp32: 28 bytes a parameter) on one long array
 tensors  2000 tensors of 64, with and without clipping; SGD; the time that a step keeps the host
 formats  smaller states and masters, LAMB: against AdamW with fp32 state
+matrices Adafactor on a transformer's matrices, against torch's foreach
 
 A turn is the GPU's time: the queue is kept busy while the host submits. Writes <device>-optim.csv,
 with the bars of the project and what came of them, losses too. (apex and DeepSpeed need a build.)
@@ -33,6 +34,7 @@ QUICK_SIZES = (5_000,)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 OURS, FUSED, FOREACH, STREAM = "trimtab", "torch fused", "torch foreach", "streaming kernel"
 TORCH: dict[str, dict[str, Any]] = {FUSED: {"fused": True}, FOREACH: {"foreach": True}}
+OTHER = "torch foreach, factored"  # of optimizers that torch has not fused
 FORMATS: tuple[tuple[str, str, torch.dtype, dict[str, Any]], ...] = (
     ("AdamW fp32", "AdamW", torch.float32, {}),
     ("AdamW fp32, 8-bit states", "AdamW", torch.float32, {"state_dtype": "int8"}),
@@ -91,7 +93,8 @@ def step_of(
     if kind == OURS:
         more = {"max_grad_norm": 1.0} if clips else {}
         return getattr(optim, name)(params, **options, **more).step
-    optimizer = getattr(torch.optim, name)(params, **options, **TORCH[kind])
+    how = {"foreach": True} if kind == OTHER else TORCH[kind]
+    optimizer = getattr(torch.optim, name)(params, **options, **how)
     if not clips:
         return optimizer.step
 
@@ -103,7 +106,12 @@ def step_of(
 
 
 def is_right(
-    name: str, dtype: torch.dtype, clips: bool, device: torch.device, **options: Any
+    name: str,
+    dtype: torch.dtype,
+    clips: bool,
+    device: torch.device,
+    reference: str = FUSED,
+    **options: Any,
 ) -> bool:
     """Two steps of ours and of torch's, on copies of a few parameters, come out alike."""
     params = parameters((1, 4099, 70_001), dtype, device)
@@ -112,7 +120,7 @@ def is_right(
         q.grad = p.grad.clone() if p.grad is not None else None
     ours, theirs = (
         step_of(kind, name, list_, clips, **options)
-        for kind, list_ in ((OURS, params), (FUSED, twins))
+        for kind, list_ in ((OURS, params), (reference, twins))
     )
     for _ in range(2):
         ours()
@@ -230,7 +238,40 @@ def bench_formats(device: Queue, table: Table, options: argparse.Namespace) -> N
         record(table, "formats", label, (total, 0, 0), times)
 
 
-SECTIONS = {"sizes": bench_sizes, "tensors": bench_tensors, "formats": bench_formats}
+# A block of a transformer of that width, and how many of them.
+QUICK_BLOCKS, BLOCKS = ((32, 1),), ((1024, 8), (4096, 2))
+
+
+def bench_matrices(device: Queue, table: Table, options: argparse.Namespace) -> None:
+    """GB/s count gradients read three times, parameters twice and written once."""
+    for width, count in QUICK_BLOCKS if options.quick else BLOCKS:
+        for label, dtype in DTYPES.items():
+            if not is_right("Adafactor", dtype, False, device.device, OTHER):
+                continue
+            shapes = [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width)]
+            shapes += [(width,)] * 6  # biases and norms
+            params = [
+                torch.nn.Parameter(torch.randn(shape, device=device.device, dtype=dtype))
+                for shape in shapes * count
+            ]
+            for param in params:
+                param.grad = torch.randn_like(param) * 0.01
+            calls = {kind: step_of(kind, "Adafactor", params, False) for kind in (OURS, OTHER)}
+            device.cycles = 60_000_000  # foreach keeps the host for many milliseconds
+            times = device.interleave(calls, options.seconds, max_rounds=16)
+            device.cycles = Queue.cycles
+            total = sum(param.numel() for param in params)
+            del calls, params
+            line(f"Adafactor {label} {count} x {width}", times, 6 * dtype.itemsize * total)
+            record(table, "matrices", f"Adafactor {label}", (total, width, count), times)
+
+
+SECTIONS = {
+    "sizes": bench_sizes,
+    "tensors": bench_tensors,
+    "formats": bench_formats,
+    "matrices": bench_matrices,
+}
 
 
 def main() -> int:

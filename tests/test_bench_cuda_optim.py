@@ -24,7 +24,9 @@ def test_all_sections_on_the_cpu(tmp_path: Path) -> None:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     timed = [row for row in rows if row["metric"] == "time"]
-    assert {row["section"] for row in timed} == {"sizes", "tensors", "host", "formats"}
+    assert {row["section"] for row in timed} == {
+        *("sizes", "tensors", "host", "formats", "matrices")
+    }
     providers = {row["provider"] for row in timed if row["section"] == "sizes"}
     assert providers == {"trimtab", "torch fused", "streaming kernel"}
     assert all(0 < float(row["y_20"]) <= float(row["y_50"]) <= float(row["y_80"]) for row in timed)

@@ -137,6 +137,57 @@ def test_smaller_formats(
     twins.check()
 
 
+# Vectors, batches of small matrices, tiles of 64 x 512, several parts of a mean (1024 rows).
+SHAPES: tuple[Any, ...] = (
+    (1,), (5000,), (3, 11), (50, 40, 3, 3), (64, 8), (70, 520), (2, 300, 700), (2100, 3), (513, 1031), (2048, 4104),
+)  # fmt: skip
+ADAFACTOR: tuple[tuple[torch.dtype, dict[str, Any]], ...] = (
+    (torch.float32, {}),
+    (torch.bfloat16, {"max_grad_norm": 0.5, "weight_decay": 0.1, "ema_decay": 0.9}),
+    (torch.float16, {"maximize": True, "zero_grads": True, "state_dtype": "float32"}),
+    (torch.bfloat16, {"rounding": "stochastic", "skip_nonfinite": True}),
+    (torch.bfloat16, {"master": "remainder", "state_dtype": "float32"}),
+)
+
+
+@pytest.mark.parametrize(("dtype", "options"), ADAFACTOR, ids=optim_cases.ident)
+def test_adafactor(dtype: torch.dtype, options: dict[str, Any], fresh: Any) -> None:
+    needs_cuda()
+    twins = Twins("Adafactor", fresh, dtype, SHAPES, **options)
+    mask = torch.randint(0, 3, (70, 520), generator=fresh) > 0
+    for optimizer in twins.both():
+        param = optimizer.param_groups[0]["params"][5]
+        optimizer.set_mask(param, mask.to(param.device))
+    for _ in range(3):
+        twins.step()
+    twins.check()
+
+
+def test_adafactor_waits_for_nothing_and_is_captured(fresh: Any) -> None:
+    needs_cuda()
+    twins = Twins("Adafactor", fresh, sizes=SHAPES, max_grad_norm=1.0)
+    twins.step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        twins.ours.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    twins.theirs.step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        twins.ours.step()
+    static = [p.grad for p in twins.params]
+    for _ in range(3):
+        twins.set_gradients()
+        for p, grad in zip(twins.params, static, strict=True):
+            grad.copy_(p.grad)
+            p.grad = grad
+        graph.replay()
+        twins.theirs.step()
+    twins.check()
+
+
 def needs_cuda() -> None:
     if problem := device.why_not_cuda(torch.device("cuda", 0)):
         pytest.skip(f"CUDA C++ alone: {problem}")
