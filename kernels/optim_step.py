@@ -86,6 +86,14 @@ class OptimStep:
             self._made = None
         launch(self._known[table.data_ptr()], call, table, workspace)
 
+    def squares(self, *arguments: Any) -> None:
+        raise RuntimeError(
+            "optim_step: a DTensor on a GPU without CUDA C++; expected that for LAMB, whose processes "
+            "add up the norms of their pieces"
+        )
+
+    step_by = squares
+
 
 def optim_step(tensor: np.dtype, group: np.dtype, device: torch.device) -> OptimStep:
     """The step for a device; ``tensor`` and ``group`` are tt_optim_tensor and tt_optim_group."""

@@ -144,6 +144,25 @@ class Gpu(device.Queue):
             writes=[workspace, *writes, *sums],
         )
 
+    def squares(
+        self, call: library.Call, table: Tensor, workspace: Tensor, found: Tensor, stream: int
+    ) -> None:
+        self._part("tt_optim_squares_cuda", call, table, workspace, found)
+
+    def step_by(
+        self, call: library.Call, table: Tensor, workspace: Tensor, given: Tensor, stream: int
+    ) -> None:
+        self._part("tt_optim_step_by_cuda", call, table, workspace, given)
+
+    def _part(
+        self, name: str, call: library.Call, table: Tensor, workspace: Tensor, squares: Tensor
+    ) -> None:
+        reads, writes = spans(array_at(call.tensors, call.n_tensors, library.TENSOR))
+        reads += [Span(pointer, 4) for pointer in (call.grad_scale, call.found_inf) if pointer]
+        writes += [Span(call.skipped, 8)] if call.skipped else []
+        arguments = (ctypes.byref(call), table, workspace, squares, ctypes.c_void_p(None))
+        self.sim.call(name, *arguments, reads=[table, *reads], writes=[workspace, squares, *writes])
+
 
 @contextmanager
 def as_gpu(sim: cuda_sim.Simulator) -> Iterator[Gpu]:

@@ -107,7 +107,7 @@ def test_pieces_against_the_whole(name: str, both: Processes) -> None:
 
 
 @pytest.mark.skipif(shutil.which(simt_build.compiler()) is None, reason="no C++ compiler")
-@pytest.mark.parametrize("name", ["Adafactor"])
+@pytest.mark.parametrize("name", ["LAMB", "Adafactor"])
 def test_pieces_on_gpus(name: str, both: Processes) -> None:
     cuda_sim.Simulator()  # builds it once, not in each process
     both.run(optim_sums.pieces_on_gpus, name)

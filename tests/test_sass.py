@@ -282,6 +282,7 @@ KERNELS = (
         shared=lambda m: 4096,
     ),
     Kernel(r"optim_norm", block=lambda m: (128, 8), opcodes=lambda m: ("LDG", "FFMA", "DADD")),
+    Kernel(r"optim_adapt", block=lambda m: (128, 4), opcodes=lambda m: ("LDG", "STG")),
     # LAMB's first launch, where it clips
     Kernel(
         r"optim_norm_and_constants",

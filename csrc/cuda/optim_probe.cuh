@@ -107,6 +107,11 @@ TT_DEVICE void probe(const OptimParams& params, const OptimFacts& facts, int64_t
   const double param = warp_sum(params.param_sums + row.first_block, blocks);
   const double direction = warp_sum(params.direction_sums + row.first_block, blocks);
   if (lane != 0) return;
+  if (params.squares != nullptr) {
+    store_global(params.squares + 2 * int64_t{piece.row}, param);
+    store_global(params.squares + 2 * int64_t{piece.row} + 1, direction);
+    return;
+  }
   lamb_adapt(f.constants, ::sqrt(param), ::sqrt(direction));
   store_global(on_global(reinterpret_cast<LambConstants*>(constants)), f.constants);
 }
@@ -124,6 +129,20 @@ TT_DEVICE OptimFacts prepare_here(const OptimParams& params) {
       store_global(on_global(row.step), next_step(row));
   }
   return facts;
+}
+
+// Of a step in parts: what the last warp of a tensor does otherwise.
+__global__ void __launch_bounds__(kNormThreads, 4)
+    optim_adapt(const __grid_constant__ OptimParams params) {
+  const int64_t at = int64_t{blockIdx.x} * kNormThreads + threadIdx.x;
+  if (at >= params.n_rows || load_global(&params.facts->skip)) return;
+  if (load_global(&params.table.rows[at].grad) == nullptr) return;
+  LambConstants* const to =
+      on_global(reinterpret_cast<LambConstants*>(params.constants + at * kConstantFloats));
+  LambConstants constants = load_global(to);
+  lamb_adapt(constants, ::sqrt(load_global(params.squares + 2 * at)),
+             ::sqrt(load_global(params.squares + 2 * at + 1)));
+  store_global(to, constants);
 }
 
 __global__ void __launch_bounds__(kNormThreads, 4)

@@ -6,7 +6,7 @@
 //
 // LAMB has optim_probe before the update: the norms of each tensor and of its direction. Where a norm of all
 // gradients is asked for too, optim_norm_and_constants is the first launch and the probe adds up.
-#include <trimtab/optim_step.h>
+#include <trimtab/optim_squares.h>
 
 #include <algorithm>
 #include <cstring>
@@ -189,6 +189,14 @@ tt_status before_update(const tt_optim_call& call, const Layout& l, const OptimP
                 p, stream);
 }
 
+tt_status run_update(const tt_optim_call& call, const Layout& l, const OptimParams& p,
+                     tt_stream stream) {
+  if (l.n_pieces == 0) return TT_OK;
+  const Update update = update_kernel(call.rule, is_compact(call));
+  const LaunchShape shape = {dim3(unsigned(l.n_pieces)), dim3(kUpdateThreads), update.shared_bytes};
+  return launch(kOp, update.kernel, shape, p, stream);
+}
+
 tt_status checked_layout(const tt_optim_call* call, Layout* layout) {
   if (call == nullptr) return set_error(TT_INVALID_ARGUMENT, "%s: call is NULL", kOp);
   tt_status status = check(*call);
@@ -197,6 +205,19 @@ tt_status checked_layout(const tt_optim_call* call, Layout* layout) {
   status = device_facts(kOp, &facts);
   if (status == TT_OK) *layout = layout_of(*call, facts.sm_count);
   return status;
+}
+
+// Of a step in parts.
+tt_status checked_parts(const tt_optim_call* call, const double* squares, Layout* layout) {
+  const tt_status status = checked_layout(call, layout);
+  if (status != TT_OK) return status;
+  if (!optim_rule(tt_rule(call->rule)).probe || squares == nullptr || call->max_norm >= 0.0 ||
+      call->skip_nonfinite)
+    return set_error(TT_INVALID_ARGUMENT,
+                     "%s: expected a rule that steps by norms, squares, and neither clipping nor "
+                     "skip_nonfinite, where the step is made in parts",
+                     kOp);
+  return TT_OK;
 }
 
 }  // namespace
@@ -244,8 +265,27 @@ tt_status tt_optim_step_cuda(const tt_optim_call* call, const void* table, void*
   if (status != TT_OK || call->n_tensors == 0) return status;
   const OptimParams p = make_params(*call, l, table, workspace);
   status = before_update(*call, l, p, stream);
-  if (status != TT_OK || l.n_pieces == 0) return status;
-  const Update update = update_kernel(call->rule, is_compact(*call));
-  const LaunchShape shape = {dim3(unsigned(l.n_pieces)), dim3(kUpdateThreads), update.shared_bytes};
-  return launch(kOp, update.kernel, shape, p, stream);
+  return status == TT_OK ? run_update(*call, l, p, stream) : status;
+}
+
+tt_status tt_optim_squares_cuda(const tt_optim_call* call, const void* table, void* workspace,
+                                double* squares, tt_stream stream) {
+  Layout l;
+  const tt_status status = checked_parts(call, squares, &l);
+  if (status != TT_OK || call->n_tensors == 0) return status;
+  OptimParams p = make_params(*call, l, table, workspace);
+  p.squares = squares;
+  return before_update(*call, l, p, stream);
+}
+
+tt_status tt_optim_step_by_cuda(const tt_optim_call* call, const void* table, void* workspace,
+                                const double* squares, tt_stream stream) {
+  Layout l;
+  tt_status status = checked_parts(call, squares, &l);
+  if (status != TT_OK || call->n_tensors == 0) return status;
+  OptimParams p = make_params(*call, l, table, workspace);
+  p.squares = const_cast<double*>(squares);
+  const int64_t grid = ceil_div(call->n_tensors, kNormThreads);
+  status = launch(kOp, optim_adapt, {dim3(unsigned(grid)), dim3(kNormThreads), 0}, p, stream);
+  return status == TT_OK ? run_update(*call, l, p, stream) : status;
 }

@@ -92,6 +92,7 @@ struct OptimParams {
   float* constants;  // [rows, kConstantFloats]
   double *sums, *param_sums,
       *direction_sums;  // [n_blocks] of the gradients; of what a probe looks at
+  double* squares;  // [rows][2] of a step in parts (optim_squares.h); NULL: it is whole
   uint32_t* counts;  // [rows] of blocks whose sums are there
   uint64_t seed;
   int64_t n_rows, n_blocks;

@@ -19,6 +19,13 @@ TT_API tt_status tt_optim_squares(const tt_optim_call* call, double* squares,
 TT_API tt_status tt_optim_step_by(const tt_optim_call* call, const double* squares,
                                   const tt_parallel* parallel);
 
+/* On CUDA, as tt_optim_step_cuda: squares are the device's and begin as 0; both on one stream with one
+ * workspace. The first finds scale, found_inf and lr_tensor, and counts the step. */
+TT_API tt_status tt_optim_squares_cuda(const tt_optim_call* call, const void* table,
+                                       void* workspace, double* squares, tt_stream stream);
+TT_API tt_status tt_optim_step_by_cuda(const tt_optim_call* call, const void* table,
+                                       void* workspace, const double* squares, tt_stream stream);
+
 #ifdef __cplusplus
 }
 #endif

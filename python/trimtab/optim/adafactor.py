@@ -31,7 +31,8 @@ class Adafactor(MatrixStep, torch.optim.Adafactor):
     order, the same for any number of threads and on both; all in float32, rounded once to the dtypes of
     parameter and states. With float32 parameters a step ends within a few roundings of torch's, which
     adds in another order; with bfloat16 it is nearer to float64's, as torch rounds after each
-    operation. Other devices take torch's operations.
+    operation. Other devices take torch's operations. Of DTensors the sums are added up by processes
+    between the launches; a step waits for no GPU unless it clips or looks for NaN and Inf.
 
     ``foreach`` changes nothing.
     """
@@ -122,10 +123,10 @@ class Adafactor(MatrixStep, torch.optim.Adafactor):
             if not away
         ]
         own.part = library.SQUARES
-        launch = run.runner.launcher(own, *arrays)
+        parts = run.runner.parts(own, *arrays)
         for part in (library.SQUARES, library.AVERAGE, library.DIRECTION, library.UPDATE):
             own.part = part
-            launch(own)
+            parts.step(own)
             shards.add_up(chain.from_iterable(piece.get(part, ()) for piece in pieces))
 
     def _check_states(self, state_dict: dict[str, Any]) -> None:

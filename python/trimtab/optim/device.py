@@ -8,7 +8,6 @@ of a GPU waits for it.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -29,8 +28,19 @@ class Runner(Protocol):
     def step(self, call: AnyCall, *arrays: np.ndarray) -> None:
         """``arrays``: what the call's tensors, groups and shapes point to."""
 
-    def launcher(self, call: AnyCall, *arrays: np.ndarray) -> Callable[[AnyCall], None]:
-        """For a step in parts: what makes one, of the call with another part in it."""
+    def parts(self, call: AnyCall, *arrays: np.ndarray) -> Parts:
+        """For a step in parts: what makes them."""
+
+
+class Parts(Protocol):
+    def step(self, call: AnyCall) -> None:
+        """Adafactor's; the call says which."""
+
+    def squares(self, call: library.Call, squares: Tensor) -> None:
+        """LAMB's first one, to float64 [tensors, 2], which are 0."""
+
+    def step_by(self, call: library.Call, squares: Tensor) -> None:
+        """Its second one, from them."""
 
 
 class HostRunner:
@@ -39,11 +49,24 @@ class HostRunner:
     waits = True
 
     def step(self, call: AnyCall, *arrays: np.ndarray) -> None:
-        self.launcher(call, *arrays)(call)
+        _HostParts().step(call)
 
-    def launcher(self, call: AnyCall, *arrays: np.ndarray) -> Callable[[Any], None]:
-        is_adafactor = isinstance(call, library.AdafactorCall)
-        return library.adafactor_step if is_adafactor else library.step
+    def parts(self, call: AnyCall, *arrays: np.ndarray) -> Parts:
+        return _HostParts()
+
+
+class _HostParts:
+    def step(self, call: AnyCall) -> None:
+        if isinstance(call, library.AdafactorCall):
+            library.adafactor_step(call)
+        else:
+            library.step(call)
+
+    def squares(self, call: library.Call, squares: Tensor) -> None:
+        library.squares(call, squares.data_ptr())
+
+    def step_by(self, call: library.Call, squares: Tensor) -> None:
+        library.step_by(call, squares.data_ptr())
 
 
 # --- a GPU
@@ -55,6 +78,12 @@ class CudaFunctions(Protocol):
     def sizes(self, call: AnyCall) -> tuple[int, int]: ...
     def table(self, call: AnyCall, table: Tensor) -> None: ...
     def step(self, call: AnyCall, table: Tensor, workspace: Tensor, stream: int | None) -> None: ...
+    def squares(
+        self, call: library.Call, table: Tensor, workspace: Tensor, found: Tensor, stream: int
+    ) -> None: ...
+    def step_by(
+        self, call: library.Call, table: Tensor, workspace: Tensor, given: Tensor, stream: int
+    ) -> None: ...
 
 
 class Queue:
@@ -119,9 +148,9 @@ class CudaRunner:
         self.reserve: list[Tensor] = []  # pinned tables for captures
 
     def step(self, call: AnyCall, *arrays: np.ndarray) -> None:
-        self.launcher(call, *arrays)(call)
+        self.parts(call, *arrays).step(call)
 
-    def launcher(self, call: AnyCall, *arrays: np.ndarray) -> Callable[[AnyCall], None]:
+    def parts(self, call: AnyCall, *arrays: np.ndarray) -> Parts:
         with self.queue.guard():
             stream, capturing = self.queue.stream(), self.queue.is_capturing()
             buffers = self.buffers
@@ -131,12 +160,7 @@ class CudaRunner:
                 self.buffers = buffers
                 while len(self.reserve) < RESERVE:
                     self.reserve.append(self.queue.pinned(buffers.table.numel()))
-
-        def launch(call: AnyCall) -> None:
-            with self.queue.guard():
-                self.functions.step(call, buffers.table, buffers.workspace, stream)
-
-        return launch
+        return _CudaParts(self, buffers)
 
     def _upload(
         self,
@@ -169,6 +193,26 @@ class CudaRunner:
         table.copy_(host, non_blocking=True)
         kept = tuple(array.copy() for array in arrays)
         return Buffers(stream, _options(call), kept, table, workspace)
+
+
+class _CudaParts:
+    """On one stream, with one table and workspace."""
+
+    def __init__(self, runner: CudaRunner, buffers: Buffers) -> None:
+        self.guard, self.functions = runner.queue.guard, runner.functions
+        self.memory, self.stream = (buffers.table, buffers.workspace), buffers.stream
+
+    def step(self, call: AnyCall) -> None:
+        with self.guard():
+            self.functions.step(call, *self.memory, self.stream)
+
+    def squares(self, call: library.Call, squares: Tensor) -> None:
+        with self.guard():
+            self.functions.squares(call, *self.memory, squares, self.stream)
+
+    def step_by(self, call: library.Call, squares: Tensor) -> None:
+        with self.guard():
+            self.functions.step_by(call, *self.memory, squares, self.stream)
 
 
 def _options(call: AnyCall) -> tuple[int, ...]:
@@ -211,6 +255,20 @@ class _Loaded:
         pointers = (table.data_ptr(), workspace.data_ptr(), stream)
         last = "_step" if isinstance(call, library.AdafactorCall) else ""
         self._call(last, call, *map(ctypes.c_void_p, pointers))
+
+    def squares(
+        self, call: library.Call, table: Tensor, workspace: Tensor, found: Tensor, stream: int
+    ) -> None:
+        pointers = map(ctypes.c_void_p, (table.data_ptr(), workspace.data_ptr(), found.data_ptr()))
+        arguments = ctypes.byref(call), *pointers, ctypes.c_void_p(stream)
+        self._check(self._library.tt_optim_squares_cuda(*arguments))
+
+    def step_by(
+        self, call: library.Call, table: Tensor, workspace: Tensor, given: Tensor, stream: int
+    ) -> None:
+        pointers = map(ctypes.c_void_p, (table.data_ptr(), workspace.data_ptr(), given.data_ptr()))
+        arguments = ctypes.byref(call), *pointers, ctypes.c_void_p(stream)
+        self._check(self._library.tt_optim_step_by_cuda(*arguments))
 
 
 def c_name(call: AnyCall) -> str:

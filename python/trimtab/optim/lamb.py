@@ -21,7 +21,9 @@ class LAMB(FusedStep):
         p = p - lr * |p| / |u| * u
 
     The norms of p and u are sums in a fixed order, the same for any number of threads. Where one of
-    them is 0 their ratio counts as 1. Those of DTensors are the whole tensor's; on CPUs only.
+    them is 0 their ratio counts as 1. Those of DTensors are the whole tensor's, added up by processes
+    between two launches, on a GPU by CUDA C++ only; a step waits for no GPU unless it clips or looks
+    for NaN and Inf.
 
     Args:
         params: parameters, named parameters or groups
@@ -78,10 +80,17 @@ class LAMB(FusedStep):
         self._setup(options)
 
     def launch(self, plan: Plan, run: Run, call: library.Call, rows: np.ndarray) -> None:
-        if not plan.rows.sharded or library.skips(call):
+        waits = run.runner.waits
+        if not plan.rows.sharded or (waits and library.skips(call)):
             return super().launch(plan, run, call, rows)
-        call.found_inf = None
-        squares = torch.zeros(len(rows), 2, dtype=torch.float64)
-        library.squares(call, squares.data_ptr())
-        shards.add_up((square, param, None) for square, param in zip(squares, plan.params))
-        library.step_by(call, squares.data_ptr())
+        if waits:  # a GPU skips by itself, and the others' sums are nothing to it
+            call.found_inf = None
+        squares = torch.zeros(len(rows), 2, dtype=torch.float64, device=run.device)
+        parts = run.runner.parts(call, rows, run.groups)
+        parts.squares(call, squares)
+        shards.add_up(
+            (square, param, None)
+            for square, param, away in zip(squares, plan.params, run.away)
+            if not away
+        )
+        parts.step_by(call, squares)

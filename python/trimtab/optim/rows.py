@@ -29,12 +29,6 @@ class Rows:
         # What this process holds of each: the parameter itself, or its piece of a DTensor.
         self.pieces = list(map(shards.local, self.params))
         self.sharded = not library.same_objects(self.pieces, self.params)
-        on_cpu = all(piece.device.type == "cpu" for piece in self.pieces)
-        if self.sharded and optimizer.rule == "LAMB" and not on_cpu:
-            raise RuntimeError(
-                f"{self.name}: a DTensor on a GPU; its step needs the norm of the whole tensor, which "
-                "processes add up on CPUs only"
-            )
         if self.sharded and optimizer.clip_rounding != "folded":
             raise RuntimeError(f'{self.name}: clip_rounding="torch" is not there for DTensors')
         n = len(self.params)
