@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from test_optim_device import compare, on_cpu
 
 from trimtab import optim
+from trimtab.ops import backend
 from trimtab.optim import device
 
 pytestmark = pytest.mark.skipif(
@@ -200,6 +202,18 @@ def test_capture(gpu: Any) -> None:
     gpu.captures = True
     ours.step()
     assert len(device._captured) == kept + 1
+
+
+def test_who_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = torch.device("cuda", 0)
+    takes_torchs = importlib.import_module("trimtab.optim.adafactor")._takes_torchs
+    monkeypatch.setattr(backend, "cuda_problem", lambda: "none here")
+    for forced, by_torch in (("", True), ("triton", True), ("cuda", False), ("cpu", False)):
+        monkeypatch.setattr(backend, "FORCED", forced)
+        assert takes_torchs(place) == by_torch
+        assert not takes_torchs(torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="Adafactor: expected tensors on the CPU, as TRIMTAB"):
+        device.runner("Adafactor", place)
 
 
 def test_needs_an_ampere() -> None:

@@ -15,6 +15,7 @@ from torch.optim._adafactor import adafactor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from ..ops import backend
 from . import library, shards
 from .base import FusedStep, StepOptions
 from .device import why_not_cuda
@@ -87,7 +88,7 @@ class Adafactor(MatrixStep, torch.optim.Adafactor):
             closure (Callable, optional): reevaluates the model and returns the loss.
         """
         places = {p.device for group in self.param_groups for p in group["params"]}
-        if all(place.type == "cpu" or not why_not_cuda(place) for place in places):
+        if not any(map(_takes_torchs, places)):
             return FusedStep.step(self, closure)
         if shards.any_sharded(self.param_groups):
             raise RuntimeError(
@@ -179,6 +180,13 @@ class Adafactor(MatrixStep, torch.optim.Adafactor):
             else:
                 state["variance"] = torch.zeros_like(grad)
         return state
+
+
+def _takes_torchs(place: torch.device) -> bool:
+    """Whether parameters on a device are stepped by torch's operations: Triton has no kernel."""
+    if place.type == "cpu" or backend.FORCED in ("cpu", "cuda", "reference"):
+        return False  # or :func:`device.runner` says why not
+    return backend.FORCED == "triton" or bool(why_not_cuda(place))
 
 
 def _sums(
