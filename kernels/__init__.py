@@ -27,6 +27,7 @@ OPS = (
     "silu_mul_quantize_int8",
     "rms_norm_quantize_int8",
     "optim_step",
+    "adafactor",
 )
 
 __all__ = ["OPS", "Availability", "is_available", "load"]

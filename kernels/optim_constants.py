@@ -12,6 +12,10 @@ import triton.language as tl
 CONSTANTS = tl.constexpr(20)  # room for those of any rule, then the threshold of the shrinkage
 THRESHOLD = tl.constexpr(19)
 LAMB_LR, LAMB_ADAPTS, LAMB_RATE = (tl.constexpr(i) for i in (8, 9, 10))  # rate: the probe's
+# Adafactor's numbers of a group, in the places of others'; rate: the last of the direction's programs'
+BETA2_DECAY, ADAFACTOR_EPS1, ADAFACTOR_EPS2, ADAFACTOR_D = (tl.constexpr(i) for i in (2, 3, 5, 6))
+ADAFACTOR_RATE = tl.constexpr(4)
+LARGEST = tl.constexpr(float.fromhex("0x1.fffffep127"))  # of fp32
 
 LOG_096 = tl.constexpr(
     (float.fromhex("-0x1.4e69ed6d80eb3p-5"), float.fromhex("-0x1.067d54cb9a84cp-60"))
@@ -70,10 +74,9 @@ def power(x, n):
 
 
 @triton.jit
-def power_of_096(y):
-    """0.96^y for y >= 0."""
-    zero = y * 0.0
-    t_high, t_low = _multiply(y, zero, zero + LOG_096[0], zero + LOG_096[1])
+def _exponential(t_high, t_low):
+    """e^t for t <= 0, high and low."""
+    zero = t_high * 0.0
     # rint, ties to even: |t / log 2| < 1010, and beside 1.5 * 2^52 there is no room for a fraction
     k = (t_high * 1.4426950408889634 + 6755399441055744.0) - 6755399441055744.0
     r_high, r_low = _add(t_high - k * LOG2[0], t_low, k * LOG2[1] * -1.0)
@@ -88,7 +91,31 @@ def power_of_096(y):
         high, low = _multiply(high, low, high, low)
     scale = ((k.to(tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)
     normal = t_high >= -700.0
-    return tl.where(normal, (high + low) * scale, tl.where(t_high < -700.0, zero, t_high))
+    rest = tl.where(t_high < -700.0, zero, t_high)
+    return tl.where(normal, high * scale, rest), tl.where(normal, low * scale, zero)
+
+
+@triton.jit
+def power_of_096(y):
+    """0.96^y for y >= 0."""
+    zero = y * 0.0
+    t_high, t_low = _multiply(y, zero, zero + LOG_096[0], zero + LOG_096[1])
+    high, low = _exponential(t_high, t_low)
+    return high + low
+
+
+@triton.jit
+def power_of_count(n, y):
+    """n^y for a count n >= 1 of steps and y <= 0."""
+    zero = n * 0.0
+    guess = tl.log(n)
+    high, low = _exponential(guess * -1.0, zero)
+    one_high, one_low = _multiply(n, zero, high, low)
+    d = (one_high - 1.0) + one_low
+    log_high, log_low = _fast_sum(guess, d - 0.5 * d * d)
+    t_high, t_low = _multiply(y, zero, log_high, log_low)
+    high, low = _exponential(t_high, t_low)
+    return high + low
 
 
 # --- optim_rule.h
@@ -115,14 +142,14 @@ def _rounded(x, dtype):
 
 
 @triton.jit
-def _number(group, at: tl.constexpr, mask):
+def group_number(group, at: tl.constexpr, mask):
     return tl.load(group + at, mask=mask, other=0).to(tl.float64, bitcast=True)
 
 
 @triton.jit
 def group_lr(group, mask):
     """lr, or what lr_tensor holds."""
-    lr = _number(group, 0, mask)
+    lr = group_number(group, 0, mask)
     address = tl.load(group + 12, mask=mask, other=0)
     there = mask & (address != 0)
     given = tl.load(address.to(tl.pointer_type(tl.float32)), mask=there, other=0.0)
@@ -136,32 +163,32 @@ def store_constants(out, group, lr, step, product, dtype, mask, RULE: tl.constex
     out: where the constants of each begin; group: where the row of its group does, in the table;
     lr, step: float64; dtype: tt_dtype of the parameter.
     """
-    beta1 = _number(group, 1, mask)
-    beta2 = _number(group, 2, mask)
-    eps = _number(group, 3, mask)
-    weight_decay = _number(group, 4, mask)
+    beta1 = group_number(group, 1, mask)
+    beta2 = group_number(group, 2, mask)
+    eps = group_number(group, 3, mask)
+    weight_decay = group_number(group, 4, mask)
     flags = tl.load(group + 11, mask=mask, other=0)
     factor = tl.where(flags & 8 != 0, 1.0 - lr * weight_decay, tl.zeros_like(lr) + 1.0)
     if RULE == "SGD":
         _store(out, 0, lr * -1.0, mask)
         _store(out, 1, weight_decay, mask)
-        _store(out, 2, _number(group, 5, mask), mask)
-        _store(out, 3, 1.0 - _number(group, 6, mask), mask)
+        _store(out, 2, group_number(group, 5, mask), mask)
+        _store(out, 3, 1.0 - group_number(group, 6, mask), mask)
     elif RULE == "Adagrad":
-        rate = lr / (1.0 + (step - 1.0) * _number(group, 8, mask))
+        rate = lr / (1.0 + (step - 1.0) * group_number(group, 8, mask))
         for i in tl.static_range(2):
             whole = dtype * (1 - i)  # 0, fp32, for the tail
             _store(out, 3 * i, _rounded(rate * -1.0, whole), mask)
             _store(out, 3 * i + 1, _rounded(weight_decay, whole), mask)
             _store(out, 3 * i + 2, _rounded(eps, whole), mask)
     elif RULE == "RMSprop":
-        alpha = _number(group, 7, mask)
+        alpha = group_number(group, 7, mask)
         _store_lerp(out, 0, 1.0 - alpha, mask)
         _store(out, 2, lr * -1.0, mask)
         _store(out, 3, weight_decay, mask)
         _store(out, 4, alpha, mask)
         _store(out, 5, 1.0 - alpha, mask)
-        _store(out, 6, _number(group, 5, mask), mask)
+        _store(out, 6, group_number(group, 5, mask), mask)
         _store(out, 7, eps, mask)
     elif RULE == "Adamax":
         _store_lerp(out, 0, 1.0 - beta1, mask)
@@ -189,6 +216,11 @@ def store_constants(out, group, lr, step, product, dtype, mask, RULE: tl.constex
             out, LAMB_ADAPTS, tl.where((weight_decay != 0.0) | (flags & 64 != 0), 1.0, 0.0), mask
         )
         _store(out, LAMB_RATE, lr, mask)
+    elif RULE == "Adafactor":
+        limit = 1.0 / group_number(group, ADAFACTOR_EPS1, mask)
+        _store_lerp(out, 0, power_of_count(step, group_number(group, BETA2_DECAY, mask)), mask)
+        _store(out, 2, tl.where(limit < LARGEST, limit, tl.zeros_like(limit) + LARGEST), mask)
+        _store(out, 3, 1.0 - lr * weight_decay, mask)
     else:  # Adam, NAdam and RAdam begin alike
         _store_lerp(out, 0, 1.0 - beta1, mask)
         _store(out, 2, factor, mask)
@@ -201,7 +233,7 @@ def store_constants(out, group, lr, step, product, dtype, mask, RULE: tl.constex
             _store(out, 7, tl.sqrt(1.0 - power2), mask)
             _store(out, 8, eps, mask)
         elif RULE == "NAdam":
-            decay = _number(group, 9, mask)
+            decay = group_number(group, 9, mask)
             now = beta1 * (1.0 - 0.5 * power_of_096(step * decay))
             next = beta1 * (1.0 - 0.5 * power_of_096((step + 1.0) * decay))
             product = product * now.to(tl.float32)

@@ -145,6 +145,12 @@ def all_sums(sums_ptr, n_blocks):
     for at in range(0, n_blocks, NORM_SUMS):
         there = at + index < n_blocks
         x += tl.load(sums_ptr + at + index, mask=there, other=0.0, cache_modifier=".cg")
+    return add_halves(x)
+
+
+@triton.jit
+def add_halves(x):
+    """Of NORM_SUMS running sums: i and i + 128, 64, ... 1."""
     x = _add_halves(x, 128)
     x = _add_halves(x, 64)
     x = _add_halves(x, 32)
@@ -257,7 +263,7 @@ def _make_constants(
         number = step.to(tl.int64).to(tl.uint64, bitcast=True)
         tensor = at.to(tl.uint64, bitcast=True)
         store_keys(keys_ptr + at * KEY_WORDS, bits, number, tensor, mask)
-    if RULE == "LAMB":
+    if RULE == "LAMB" or RULE == "Adafactor":
         tl.store(counts_ptr + at, 0, mask=mask)
     return product
 

@@ -55,16 +55,16 @@ class OptimStep:
 
     def __init__(self, tensor: np.dtype, group: np.dtype, device: torch.device) -> None:
         self.tensor, self.group, self.device = tensor, group, device
-        self._made: tuple[Any, OptimTable, np.ndarray] | None = None  # with the call it is for
-        self._known: dict[int, OptimTable] = {}  # by where a table lies on the device
+        self._made: tuple[Any, Any, np.ndarray] | None = None  # with the call it is for
+        self._known: dict[int, Any] = {}  # by where a table lies on the device
 
     def sizes(self, call: Any) -> tuple[int, int]:
         """Bytes of the table, and of the workspace."""
         rule = RULES[call.rule] if 0 <= call.rule < len(RULES) else f"rule {call.rule}"
         if call.round_clipped:
             raise RuntimeError("optim_step: round_clipped is the CPU's only")
-        tensors = _array(call.tensors, call.n_tensors, self.tensor)
-        groups = _array(call.groups, call.n_groups, self.group)
+        tensors = array_at(call.tensors, call.n_tensors, self.tensor)
+        groups = array_at(call.groups, call.n_groups, self.group)
         options = bool(call.torch_tails), bool(call.stochastic)
         made, values = make_table(rule, tensors, groups, *options, self.device)
         self._made = call, made, values
@@ -84,7 +84,10 @@ class OptimStep:
         if self._made is not None:
             self._known[table.data_ptr()] = self._made[1]
             self._made = None
-        launch(self._known[table.data_ptr()], call, table, workspace)
+        self.launch(self._known[table.data_ptr()], call, table, workspace)
+
+    def launch(self, made: Any, call: Any, table: torch.Tensor, workspace: torch.Tensor) -> None:
+        launch(made, call, table, workspace)
 
     def squares(self, *arguments: Any) -> None:
         raise RuntimeError(
@@ -100,7 +103,7 @@ def optim_step(tensor: np.dtype, group: np.dtype, device: torch.device) -> Optim
     return OptimStep(tensor, group, device)
 
 
-def _array(address: int | None, count: int, dtype: np.dtype) -> np.ndarray:
+def array_at(address: int | None, count: int, dtype: np.dtype) -> np.ndarray:
     if not count:
         return np.zeros(0, dtype)
     size = count * dtype.itemsize
@@ -136,24 +139,30 @@ def launch(made: OptimTable, call: Any, table: torch.Tensor, workspace: torch.Te
             )
 
 
+def facts_arguments(
+    call: Any, facts: torch.Tensor, sums: torch.Tensor
+) -> tuple[tuple[Any, ...], dict[str, bool]]:
+    """What a kernel is given that finds the scale, the clip coefficient and whether to skip."""
+    wants_norm = bool(call.max_norm >= 0.0 or call.skip_nonfinite or call.norm)
+    step = (facts, sums, call.grad_scale or 0, call.found_inf or 0, call.given_norm or 0)
+    step += (call.norm or 0, call.skipped or 0, int(np.float64(call.max_norm).view(np.int64)))
+    return step, {
+        "WANTS_NORM": wants_norm,
+        "SUMS_SQUARES": wants_norm and bool(not call.given_norm or call.skip_nonfinite),
+        "SKIP_NONFINITE": bool(call.skip_nonfinite),
+    }
+
+
 def _before_update(
     made: OptimTable, call: Any, table: torch.Tensor, workspace: torch.Tensor
 ) -> None:
     """One launch without a norm and without a probe, else two."""
     rows, groups, _, blocks, codes = made.parts(table)
     facts, sums, probe_sums, constants, keys, counts = made.workspace(workspace)
-    wants_norm = bool(call.max_norm >= 0.0 or call.skip_nonfinite or call.norm)
-    sums_squares = wants_norm and bool(not call.given_norm or call.skip_nonfinite)
+    step, finding = facts_arguments(call, facts, sums)
+    sums_squares = finding["SUMS_SQUARES"]
     probe_prepares = made.probes and sums_squares and made.blocks > 0
     options: dict[str, Any] = {"num_warps": NUM_WARPS, **tuning.EXACT}
-    # What finds the scale, the clip coefficient and whether to skip.
-    step = (facts, sums, call.grad_scale or 0, call.found_inf or 0, call.given_norm or 0)
-    step += (call.norm or 0, call.skipped or 0, int(np.float64(call.max_norm).view(np.int64)))
-    finding = {
-        "WANTS_NORM": wants_norm,
-        "SUMS_SQUARES": sums_squares,
-        "SKIP_NONFINITE": bool(call.skip_nonfinite),
-    }
     # What makes the constants of each tensor.
     making = (groups, constants, keys, counts, int(np.uint64(call.seed).view(np.int64)), made.rows)
     made_of = {"RULE": made.rule, "RANDOM": made.stochastic, "ROWS": PREPARE_ROWS, **options}

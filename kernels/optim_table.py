@@ -258,7 +258,7 @@ def make_rows(
     return rows, tuple(found.tolist())
 
 
-def _repeated(counts: np.ndarray, stride: int = 1) -> np.ndarray:
+def repeated(counts: np.ndarray, stride: int = 1) -> np.ndarray:
     """[n, 2]: row i counts[i] times, with 0, stride, 2 stride ..."""
     row = np.repeat(np.arange(len(counts)), counts)
     first = np.repeat(np.cumsum(counts) - counts, counts)
@@ -288,9 +288,9 @@ def make_table(
     # As the CUDA C++ kernel: eight rounds of four programs a multiprocessor balance well, and after
     # 32 tiles a program's start is paid for.
     tiles = min(max(int(n_tiles.sum()) // (processors * 32), 1), 32)
-    pieces = _repeated(-(-n_tiles // tiles), tiles)
+    pieces = repeated(-(-n_tiles // tiles), tiles)
     n_blocks = -(-numel // NORM_BLOCK.value)
-    blocks = _repeated(n_blocks)
+    blocks = repeated(n_blocks)
     rows[:, FIRST_BLOCK.value] = np.cumsum(n_blocks) - n_blocks
     grad_dtypes = np.unique(tensors["grad_dtype"][tensors["grad"] != 0]).tolist()
     counts = len(rows), len(groups), len(pieces), len(blocks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 from typing import Any
 
@@ -204,16 +203,52 @@ def test_capture(gpu: Any) -> None:
     assert len(device._captured) == kept + 1
 
 
+LACKING: tuple[dict[str, Any], ...] = (
+    {"ema_decay": 0.9},
+    {"master": "kahan"},
+    {"rounding": "stochastic"},
+    {"max_grad_norm": 1.0, "clip_rounding": "torch"},
+)
+
+
 def test_who_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton where there is no CUDA C++, or it is forced; torch's operations for what Triton lacks."""
     place = torch.device("cuda", 0)
-    takes_torchs = importlib.import_module("trimtab.optim.adafactor")._takes_torchs
+    (param,) = optim_cases.parameters(((3, 4),), torch.bfloat16)
+
+    def takes_torchs(where: torch.device = place, **options: Any) -> bool:
+        return optim.Adafactor([param], **options)._takes_torchs(where)
+
     monkeypatch.setattr(backend, "cuda_problem", lambda: "none here")
-    for forced, by_torch in (("", True), ("triton", True), ("cuda", False), ("cpu", False)):
+    plain = {"max_grad_norm": 1.0, "skip_nonfinite": True, "l1": 0.1, "zero_grads": True}
+    for forced, may_be_torchs in (("", True), ("triton", True), ("cuda", False), ("cpu", False)):
         monkeypatch.setattr(backend, "FORCED", forced)
-        assert takes_torchs(place) == by_torch
-        assert not takes_torchs(torch.device("cpu"))
+        assert not takes_torchs() and not takes_torchs(**plain)
+        assert all(takes_torchs(**options) == may_be_torchs for options in LACKING)
+        assert takes_torchs(torch.device("mps")) == may_be_torchs
+        assert not takes_torchs(torch.device("cpu"), ema_decay=0.9)
     with pytest.raises(RuntimeError, match="Adafactor: expected tensors on the CPU, as TRIMTAB"):
         device.runner("Adafactor", place)
+    monkeypatch.setattr(backend, "FORCED", "triton")
+    functions = device.runner("Adafactor", place).functions
+    assert type(functions).__module__ == "trimtab.kernels.adafactor"
+    assert type(device.runner("LAMB", place).functions).__name__ == "OptimStep"
+    monkeypatch.setattr(backend, "has_triton", lambda: False)
+    assert takes_torchs()
+
+
+def test_what_triton_lacks() -> None:
+    place = torch.device("cuda", 0)
+    params = optim_cases.parameters(((3, 4),))
+    ours = optim.Adafactor(params)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "FORCED", "triton")
+        assert not ours._takes_torchs(place)
+        ours.set_mask(params[0], torch.ones(3, 4))
+        assert ours._takes_torchs(place)
+        ours.set_mask(params[0], None)
+        ours.set_copy(params[0], torch.zeros(3, 4))
+        assert ours._takes_torchs(place)
 
 
 def test_needs_an_ampere() -> None:

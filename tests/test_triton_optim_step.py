@@ -61,10 +61,11 @@ def compiled(
     kernel = compile_kernel(
         getattr(optim_step, f"optim_{name}_kernel"), capability, arguments, given
     )
-    # The formulas' own fma, and nothing that rounds otherwise or flushes.
-    assert (
-        kernel.count(r"\bdiv\.(full|approx)|\b(rcp|sqrt|rsqrt|ex2|lg2|tanh)\.approx|\.ftz\b") == 0
-    )
+    # The formulas' own fma, and nothing that rounds otherwise or flushes but a float64 log's first guess,
+    # which the formula makes exact.
+    inexact = r"\bdiv\.(full|approx)|\b(rcp|sqrt|rsqrt|ex2|lg2|tanh)\.approx|\.ftz\b"
+    guesses = 1 if arguments.get("RULE") == "Adafactor" else 0
+    assert kernel.count(inexact) == kernel.count(r"\brcp\.approx\.ftz\.f64\b") == guesses
     assert kernel.count(r"\bfma\.(?!rn\.f(32|64))") == 0
     assert kernel.local_bytes == 0  # no spills
     return kernel
@@ -166,7 +167,7 @@ def test_norm() -> None:
     compiled("norm", 80, **NORM, **NORM_META)
 
 
-@pytest.mark.parametrize("rule", ["Adagrad", "NAdam", "RAdam"])
+@pytest.mark.parametrize("rule", ["Adagrad", "NAdam", "RAdam", "Adafactor"])
 def test_prepare(rule: str) -> None:
     compiled("prepare", 80, table_ptr="*i64", RULE=rule, **FACTS, **MAKING)
 

@@ -32,6 +32,11 @@ def cuda_problem() -> str:
     return ""
 
 
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return importlib.util.find_spec("triton") is not None
+
+
 def check_forced() -> None:
     """ValueError if ``TRIMTAB_BACKEND`` names nothing, or what this installation lacks."""
     if FORCED not in ("", *CHOICES):
@@ -39,7 +44,7 @@ def check_forced() -> None:
     problem = ""
     if FORCED == "cuda":
         problem = cuda_problem()
-    elif FORCED == "triton" and importlib.util.find_spec("triton") is None:
+    elif FORCED == "triton" and not has_triton():
         problem = "triton is not installed"
     if problem:
         others = [choice for choice in CHOICES if choice != FORCED]

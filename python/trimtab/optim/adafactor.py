@@ -32,7 +32,9 @@ class Adafactor(MatrixStep, torch.optim.Adafactor):
     order, the same for any number of threads and on both; all in float32, rounded once to the dtypes of
     parameter and states. With float32 parameters a step ends within a few roundings of torch's, which
     adds in another order; with bfloat16 it is nearer to float64's, as torch rounds after each
-    operation. Other devices take torch's operations. Of DTensors the sums are added up by processes
+    operation. A GPU without CUDA C++ is stepped by Triton, to the same bits, unless it is asked for
+    masks, copies, averages, masters, stochastic rounding or ``clip_rounding="torch"``: that, and other
+    devices, take torch's operations. Of DTensors the sums are added up by processes
     between the launches; a step waits for no GPU unless it clips or looks for NaN and Inf.
 
     ``foreach`` changes nothing.
@@ -88,7 +90,7 @@ class Adafactor(MatrixStep, torch.optim.Adafactor):
             closure (Callable, optional): reevaluates the model and returns the loss.
         """
         places = {p.device for group in self.param_groups for p in group["params"]}
-        if not any(map(_takes_torchs, places)):
+        if not any(map(self._takes_torchs, places)):
             return FusedStep.step(self, closure)
         if shards.any_sharded(self.param_groups):
             raise RuntimeError(
@@ -96,6 +98,14 @@ class Adafactor(MatrixStep, torch.optim.Adafactor):
                 "are added up on others only"
             )
         return super().step(closure)
+
+    def _takes_torchs(self, place: torch.device) -> bool:
+        """Whether parameters on a device are stepped by torch's operations."""
+        if place.type == "cpu" or backend.FORCED in ("cpu", "cuda", "reference"):
+            return False  # or :func:`device.runner` says why not
+        if backend.FORCED != "triton" and not why_not_cuda(place):
+            return False
+        return place.type != "cuda" or bool(_why_not_triton(self))
 
     def launch(self, plan: Plan, run: Run, call: library.Call, rows: np.ndarray) -> None:
         if plan.rows.shapes is None:
@@ -182,11 +192,19 @@ class Adafactor(MatrixStep, torch.optim.Adafactor):
         return state
 
 
-def _takes_torchs(place: torch.device) -> bool:
-    """Whether parameters on a device are stepped by torch's operations: Triton has no kernel."""
-    if place.type == "cpu" or backend.FORCED in ("cpu", "cuda", "reference"):
-        return False  # or :func:`device.runner` says why not
-    return backend.FORCED == "triton" or bool(why_not_cuda(place))
+def _why_not_triton(optimizer: Adafactor) -> str:
+    """What the kernels of kernels/adafactor.py lack of what an optimizer asks for; empty if nothing."""
+    asks = {
+        "Triton": not backend.has_triton(),
+        "masks": optimizer._masks,
+        "copies": optimizer._copies,
+        "averages": optimizer.ema_decay is not None,
+        "masters": optimizer.master != "none",
+        "stochastic rounding": optimizer.rounding == "stochastic",
+        "clipped gradients rounded as torch does": optimizer.clip_rounding == "torch",
+        "DTensors": shards.any_sharded(optimizer.param_groups),
+    }
+    return ", ".join(what for what, asked in asks.items() if asked)
 
 
 def _sums(

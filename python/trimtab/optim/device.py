@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -73,7 +74,10 @@ class _HostParts:
 
 
 class CudaFunctions(Protocol):
-    """libtrimtab_cuda.so's C functions, or kernels/optim_step.py's; RuntimeError if one refuses."""
+    """libtrimtab_cuda.so's C functions, or those of kernels/{optim_step,adafactor}.py.
+
+    RuntimeError if one refuses.
+    """
 
     def sizes(self, call: AnyCall) -> tuple[int, int]: ...
     def table(self, call: AnyCall, table: Tensor) -> None: ...
@@ -329,10 +333,14 @@ def _triton_runner(name: str, device: torch.device, problem: str) -> Runner:
     try:
         from ..kernels import load
 
-        make = load("optim_step")
+        if name == "Adafactor":
+            dtypes = library.TENSOR, library.GROUP, library.ADAFACTOR_GROUP, library.ADAFACTOR_SHAPE
+            make = partial(load("adafactor"), library.Call, dtypes)
+        else:
+            make = partial(load("optim_step"), library.TENSOR, library.GROUP)
     except (ImportError, ValueError) as error:
         raise RuntimeError(
             f"{name}: nothing here steps parameters on {device}: no CUDA C++ ({problem}), no Triton "
             f"({error})"
         ) from error
-    return CudaRunner(Queue(device), make(library.TENSOR, library.GROUP, device))
+    return CudaRunner(Queue(device), make(device))
