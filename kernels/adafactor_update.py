@@ -87,7 +87,7 @@ def _direction_squares(
     first = begin + tl.arange(0, PARTS)[:, None] * PART
     lanes = tl.arange(0, 32)[None, :]
     params, directions = tl.zeros([PARTS, 32], tl.float32), tl.zeros([PARTS, 32], tl.float32)
-    for at in range(0, PART, 32):
+    for at in range(0, tl.minimum(end - begin, PART), 32):
         offs = first + at + lanes
         inside = offs < end
         p = load(m.param, offs, inside, dtype_of(field(KIND_BITS, PARAM_AT))).to(tl.float32)

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, fo
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DTYPES_OF = library.TENSOR, library.GROUP, library.ADAFACTOR_GROUP, library.ADAFACTOR_SHAPE
-FEW: tuple[Any, ...] = ((2,), (1030,), (5, 3, 3), (33, 40), (65, 9))
+FEW: tuple[Any, ...] = ((2,), (260,), (2, 3, 3), (9, 40), (65, 9))
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,9 @@ def step(gpu: Any, optimizer: Any) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_step(gpu: Any, dtype: torch.dtype) -> None:
     options = {"lr": 0.05, "weight_decay": 0.1, "maximize": True}
-    sizes = ((1,), (7,), (), (1300,), (1, 4), (9, 1), (2, 3, 3, 3), (64, 8), (70, 520))
+    sizes: tuple[Any, ...] = ((7,), (), (1100,), (1, 4), (9, 1), (2, 3, 3), (66, 17))
+    if dtype == torch.float32:
+        sizes += ((66, 520), (64, 8))
     compare(gpu, 2, sizes, dtype, **(options if dtype == torch.bfloat16 else {}))
 
 
@@ -100,7 +102,8 @@ def test_step(gpu: Any, dtype: torch.dtype) -> None:
     ids=str,
 )
 def test_shapes(gpu: Any, sizes: Any) -> None:
-    compare(gpu, 2, sizes, eps=(1e-5, 1e-2), d=1.5, beta2_decay=-0.5)
+    steps = 1 if sizes == ((2, 1030, 2),) else 2  # which takes long here
+    compare(gpu, steps, sizes, eps=(1e-5, 1e-2), d=1.5, beta2_decay=-0.5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
