@@ -21,8 +21,9 @@ from triton_interpret import mend_interpreter
 
 from trimtab import ops, optim
 from trimtab.kernels.adafactor import adafactor
-from trimtab.kernels.adafactor_table import check
+from trimtab.kernels.adafactor_table import _rows, check
 from trimtab.kernels.optim_constants import power_of_count
+from trimtab.kernels.optim_table import WIDE
 from trimtab.optim import device, library
 
 mend_interpreter()
@@ -85,7 +86,8 @@ def step(gpu: Any, optimizer: Any) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_step(gpu: Any, dtype: torch.dtype) -> None:
-    options = {"lr": 0.05, "weight_decay": 0.1, "maximize": True}
+    # An lr above 1 / sqrt(2), the second step's bound.
+    options = {"lr": 0.9, "weight_decay": 0.1, "maximize": True}
     sizes: tuple[Any, ...] = ((7,), (), (1100,), (1, 4), (9, 1), (2, 3, 3), (66, 17))
     if dtype == torch.float32:
         sizes += ((66, 520), (64, 8))
@@ -159,6 +161,22 @@ def test_misaligned(gpu: Any) -> None:
     step(gpu, ours)
     theirs.step()
     optim_cases.assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("array", ["param", "grad", "state"])
+def test_what_is_aligned(array: str) -> None:
+    """To 16 bytes, or an element at a time; a matrix's states are not its update's."""
+    params = optim_cases.parameters(((8,), (4, 4)))
+    ours = optim.Adafactor(params)
+    optim_cases.set_gradients(0, params)
+    ours.step()
+    tensors = ours._plan.table.copy()
+    assert _rows(tensors, np.array([False, True]), np.zeros(1, library.GROUP))[0][
+        :, WIDE.value
+    ].all()
+    tensors[array] += np.uint64(4)
+    rows = _rows(tensors, np.array([False, True]), np.zeros(1, library.GROUP))[0]
+    assert rows[:, WIDE.value].tolist() == [0, int(array == "state")]
 
 
 def test_no_gradient_empty_and_groups(gpu: Any) -> None:
