@@ -37,6 +37,7 @@ from .optim_step import NUM_WARPS, OptimStep, array_at, facts_arguments
 from .optim_table import TILE
 
 EDGE = 256  # elements: two a thread
+REGISTERS = 128  # of a thread: four blocks of four warps on a multiprocessor
 
 
 class Adafactor(OptimStep):
@@ -128,6 +129,7 @@ def _launch(made: AdafactorTable, call: Any, table: torch.Tensor, workspace: tor
             counts,
             n_blocks,
             **kinds,
+            **tuning.registers(REGISTERS),
         )
         adafactor_apply_kernel[(n_pieces,)](
             rows, shapes, pieces, facts, constants, *factors, made.tiles,

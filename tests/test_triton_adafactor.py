@@ -44,6 +44,7 @@ KINDS = kind(0), kind(MATRIX), kind(MATRIX, BF16, BF16, BF16), kind(MATRIX | LAR
 
 def compiled(name: str, capability: int, **arguments: object) -> Compiled:
     given = {"num_warps": adafactor.NUM_WARPS, **tuning.EXACT}
+    given |= tuning.registers(adafactor.REGISTERS if name == "direction" else None)
     kernel = compile_kernel(
         getattr(adafactor, f"adafactor_{name}_kernel"), capability, arguments, given
     )
