@@ -23,11 +23,9 @@ NVCC := build/nvcc/.there
 
 build: $(BUILT)
 
-# With the demo's packages: a test runs the demo on a few texts. A file's tests stay together, as they share
-# what they build; threads that wait do not spin, because the workers share the cores.
-WORKERS ?= 2
+# With the demo's packages: a test runs the demo on a few texts.
 test: $(BUILT) $(DEMO)
-	OMP_WAIT_POLICY=passive $(PY) -m pytest -m "not gpu" -n $(WORKERS) --dist loadfile $(TESTS)
+	$(PY) -m pytest -m "not gpu" $(TESTS)
 
 # The same bits on a hundred million outputs, in every implementation; minutes.
 bits: $(BUILT)

@@ -131,13 +131,19 @@ def mutate(
 
 
 def fate(run: Callable[[], str | None], seconds: int = 60) -> str | None:
-    """What becomes of run() in a process of its own, which may crash: its answer, or how it ended."""
+    """What becomes of run() in a process of its own, which may crash: its answer, or how it ended.
+
+    It has so many seconds of processor time, which other processes do not use up, and ten times as long
+    where it waits.
+    """
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         faulthandler.disable()
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(seconds)
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.alarm(10 * seconds)
         status = 1
         try:
             os.write(write, (run() or "").encode())
