@@ -118,3 +118,18 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def corrupt_blocks(
+    crow: torch.Tensor, col: torch.Tensor
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Indices of a block weight that are out of range or fall."""
+    return [
+        (crow, col + 3),
+        (crow, col - 2),
+        (crow, torch.full_like(col, 2**31 - 1)),
+        (crow + 7, col),
+        (crow * 2**20, col),
+        (-crow - 1, col),
+        (crow.flip(0), col),
+    ]

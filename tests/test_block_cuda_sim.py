@@ -139,15 +139,7 @@ def test_corrupt_weights_read_nothing_else(dtype, generator) -> None:
     """Indices out of range or falling: any result, no fault."""
     x, values, crow, col, _, _ = operands((5, 96, 120, 0.5), 32, dtype, generator)
     sim = cuda_sim.Simulator(seed=4)
-    for starts, columns in (
-        (crow, col + 3),
-        (crow, col - 2),
-        (crow, torch.full_like(col, 2**31 - 1)),
-        (crow + 7, col),
-        (crow * 2**20, col),
-        (-crow - 1, col),
-        (crow.flip(0), col),
-    ):
+    for starts, columns in cases.corrupt_blocks(crow, col):
         got = sim.block_linear(x, values, starts.contiguous(), columns, None, None, 0, 96)
         assert got.shape == (5, 96)
 

@@ -103,15 +103,7 @@ def test_corrupt_indices_touch_nothing_else(block, generator) -> None:
     """Indices out of range or falling: any result, no fault."""
     grad, x, crow, col = operands((5, 96, 120, 0.5), block, torch.bfloat16, generator)
     sim = cuda_sim.Simulator(seed=5)
-    for starts, columns in (
-        (crow, col + 3),
-        (crow, col - 2),
-        (crow, torch.full_like(col, 2**31 - 1)),
-        (crow + 7, col),
-        (crow * 2**20, col),
-        (-crow - 1, col),
-        (crow.flip(0), col),
-    ):
+    for starts, columns in cases.corrupt_blocks(crow, col):
         got = sim.block_grad_values(grad, x, starts.contiguous(), columns, *block)
         assert got.shape == (len(col), *block)
 

@@ -177,6 +177,11 @@ def test_adafactor_waits_for_nothing_and_is_captured(fresh: Any) -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         twins.ours.step()
+    replay_three(graph, twins)
+
+
+def replay_three(graph: torch.cuda.CUDAGraph, twins: Twins) -> None:
+    """Steps of the graph, whose gradients are written between them, and of the twin on the CPU."""
     static = [p.grad for p in twins.params]
     for _ in range(3):
         twins.set_gradients()
@@ -331,15 +336,7 @@ def test_captured_step(fresh: Any) -> None:
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.graph(graph, stream=side):
         twins.ours.step()
-    static = [p.grad for p in twins.params]
-    for _ in range(3):
-        twins.set_gradients()
-        for p, grad in zip(twins.params, static, strict=True):
-            grad.copy_(p.grad)
-            p.grad = grad
-        graph.replay()
-        twins.theirs.step()
-    twins.check()
+    replay_three(graph, twins)
 
 
 def test_captured_training(fresh: Any) -> None:
