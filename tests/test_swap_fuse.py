@@ -243,7 +243,7 @@ class Indexes(nn.Module):
 def test_example_inputs_show_that_another_looks_at_the_output(monkeypatch):
     from trimtab import swap_contest as swap
 
-    monkeypatch.setattr(swap, "compare", lambda before, after, cuda, rested: (2.0, 1.0))
+    monkeypatch.setattr(swap, "compare", lambda before, after, cuda, pace: (2.0, 1.0))
     model = Indexes()
     report = swapped(model, example_inputs=torch.randn(4, 256))
     assert report["net.0"].activation == "none" and type(model.net[1]) is nn.ReLU
@@ -322,7 +322,7 @@ def test_encoder_that_is_slower_as_a_whole_is_left_alone(monkeypatch):
     before = [list(m._modules.items()) for m in model.modules()]
     wholes = []
 
-    def timings(before, after, cuda, rested):
+    def timings(before, after, cuda, pace):
         if len(before) == 1 and before[0].__name__ == "before":
             before[0]()
             after[0]()  # really runs, with the exchange in place only meanwhile

@@ -111,7 +111,7 @@ def test_tables_are_measured_on_the_indices_of_the_example(monkeypatch):
     torch.manual_seed(0)
     seen = []
 
-    def compare(before, after, cuda, rested):
+    def compare(before, after, cuda, pace):
         a, b = before[0](), after[0]()  # runs, so the indices are in range
         assert (a - b).norm() < 0.02 * a.norm()
         seen.append(tuple(a.shape))

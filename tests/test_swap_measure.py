@@ -21,7 +21,7 @@ def timings(monkeypatch, decide):
     """Replaces the clock: decide(in_features, rows, fused) -> (before, after) in microseconds."""
     seen = []
 
-    def compare(before, after, cuda, rested):
+    def compare(before, after, cuda, pace):
         cells = dict(zip(before[0].__code__.co_freevars, before[0].__closure__))
         module, (x, *_) = cells["module"].cell_contents, cells["args"].cell_contents
         fused = cells["act"].cell_contents if "act" in cells else None
@@ -120,7 +120,7 @@ def test_measured_under_the_models_own_autocast(monkeypatch):
 
     dtypes = []
 
-    def compare(before, after, cuda, rested):
+    def compare(before, after, cuda, pace):
         dtypes.extend((before[0]().dtype, after[0]().dtype))
         return 2.0, 1.0
 

@@ -61,7 +61,7 @@ def test_too_small(shape, fragment):
 def test_too_small_is_not_asked_where_it_is_measured(monkeypatch):
     from trimtab import swap_contest as swap
 
-    monkeypatch.setattr(swap, "compare", lambda before, after, cuda, rested: (2.0, 1.0))
+    monkeypatch.setattr(swap, "compare", lambda before, after, cuda, pace: (2.0, 1.0))
     model = Holder(nn.Linear(3, 2))
     assert swapped(model, example_inputs=torch.randn(1, 3))["fc"].status == "swapped"
 

@@ -35,7 +35,7 @@ def timings(monkeypatch, us: dict[str, float]) -> list[tuple[str, str]]:
         layer = (cells.get("module") or cells["replacement"]).cell_contents
         return type(layer).__name__ + ("-int8" if getattr(layer, "int8", False) else "")
 
-    def compare(before, after, cuda, rested):
+    def compare(before, after, cuda, pace):
         assert before[0]().shape == after[0]().shape and not torch.is_grad_enabled()
         met.append((kind(before[0]), kind(after[0])))
         return tuple(us[name] for name in met[-1])
@@ -69,30 +69,37 @@ def test_sparse_where_it_is_faster_and_dense_where_not(monkeypatch) -> None:
     "us,winner",
     [
         ((10, 9, 8, 7), ("SparseLinear", True)),
-        ((10, 9, 5, 6), ("Int8Linear", None)),
-        ((10, 4, 5, 6), ("SparseLinear", False)),
-        ((10, 4, 5, 3.95), ("SparseLinear", False)),  # within the noise: the smaller error
-        ((10, 10, 11, 12), ("Linear", None)),
+        ((10, 5, 9, 6), ("Int8Linear", None)),
+        ((10, 5, 4, 6), ("SparseLinear", False)),
+        ((10, 12, 4, 3.95), ("SparseLinear", False)),  # within the noise: the smaller error
+        ((10, 4, 3.95, 3.9), ("Int8Linear", None)),  # within the noise: the dense one
+        ((10, 11, 10, 12), ("Linear", None)),
     ],
-    ids=["sparse-int8", "int8", "sparse", "noise", "dense"],
+    ids=["sparse-int8", "int8", "sparse", "noise", "dense-int8", "dense"],
 )
 def test_the_fastest_of_four(monkeypatch, us: tuple, winner: tuple) -> None:
     model, x = nn.Sequential(two_layers()[0]), torch.randn(3, 64)
-    names = ("Linear", "SparseLinear", "Int8Linear", "SparseLinear-int8")
+    names = ("Linear", "Int8Linear", "SparseLinear", "SparseLinear-int8")
     met = timings(monkeypatch, dict(zip(names, us)))
     report = trimtab.swap_(model, trimtab.Sparse(int8=True), example_inputs=x)
     assert type(model[0]).__name__ == winner[0] and getattr(model[0], "int8", None) == winner[1]
     row = report["0"]
-    assert list(row.us_choices) == ["sparse", "in int8", "sparse in int8"]
+    assert list(row.us_choices) == ["in int8", "sparse", "sparse in int8"]
     assert list(row.us_choices.values()) == pytest.approx(us[1:])
-    again = ["SparseLinear-int8"] if us == (10, 9, 8, 7) else []  # won by little: measured again
-    assert [pair[1] for pair in met] == [*names[1:], *again]
+    again = []  # won by little: measured again, at two paces, against all it came after
+    if us == (10, 9, 8, 7):
+        again = [
+            (holder, names[3]) for holder in ("SparseLinear", "Int8Linear", "Linear") for _ in "12"
+        ]
+    elif us == (10, 5, 4, 6):
+        again = 2 * [("Int8Linear", "SparseLinear")]
+    assert met[3:] == again and [pair[1] for pair in met[:3]] == list(names[1:])
     if winner[0] == "Linear":
         assert row.reason == (
-            "not faster here: 10.0 µs in float, 10.0 sparse, 11.0 in int8, 12.0 sparse in int8"
+            "not faster here: 10.0 µs in float, 11.0 in int8, 10.0 sparse, 12.0 sparse in int8"
         )
     else:
-        assert row.us_after == min(us[1], us[2], us[3]) or us[3] == 3.95
+        assert row.us_after == pytest.approx(min(us[1:]), rel=0.03)
         lost = [label for label, us in row.us_choices.items() if us != row.us_after]
         assert all(label in row.reason.partition("; not ")[2] for label in lost)
 

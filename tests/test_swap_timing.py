@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -36,11 +37,14 @@ class Machine:
         self.woken = True
 
     woken = False
+    last: Callable[[], None] | None = None
 
-    def call(self, us: float, after_rest: float = 1.0):
+    def call(self, us: float, after_rest: float = 1.0, after_itself: float = 1.0):
         def run() -> None:
             slow = 1 + 0.3 * (int(self.now / 0.02) % 2)  # a machine whose speed goes up and down
             slow *= after_rest if self.woken else 1
+            slow *= after_itself if self.last is run else 1
+            self.last = run
             seconds = us * 1e-6 * slow * self.random.lognormvariate(0, self.sigma)
             self.now, self.on_core = self.now + seconds, self.on_core + seconds
             if self.random.random() < 1 / 12:
@@ -101,12 +105,22 @@ def test_few_rounds_of_slow_calls_decide_all_the_same(monkeypatch) -> None:
 
 def test_rested(monkeypatch) -> None:
     """One that is fast only while no one rests: it wins at once, not with pauses."""
-    for rested in (False, True):
+    for pace in ("turns", "rested"):
         machine = Machine(0, 0.1)
         monkeypatch.setattr(swap_timing, "time", machine)
         calls = [machine.call(700.0)], [machine.call(600.0, after_rest=1.3)]
-        assert swap_timing.compare(*calls, rested=rested).faster != rested
+        rested = pace == "rested"
+        assert swap_timing.compare(*calls, pace=pace).faster != rested
         assert machine.woken == rested
+
+
+def test_streak(monkeypatch) -> None:
+    """One that is fast only while the other's weights have left the caches."""
+    for pace in ("turns", "streak"):
+        machine = Machine(0, 0.02)
+        monkeypatch.setattr(swap_timing, "time", machine)
+        calls = [machine.call(25.0, after_itself=0.75)], [machine.call(18.6)]
+        assert swap_timing.compare(*calls, pace=pace).faster == (pace == "turns")
 
 
 def test_total_weighs_the_bounds_as_well() -> None:
@@ -117,21 +131,22 @@ def test_total_weighs_the_bounds_as_well() -> None:
     assert not Timing(10.0, 9.71).faster and not Timing(10.0, 5.0, worst=10.1).faster
 
 
-@pytest.mark.parametrize("again", [0.8, 1.1], ids=["wins", "loses"])
-def test_a_winner_by_little_has_to_win_again_later(monkeypatch, again: float) -> None:
+@pytest.mark.parametrize("loses", ["never", "rested", "streak"])
+def test_a_winner_by_little_has_to_win_again_later(monkeypatch, loses: str) -> None:
     """A minute that favours one of the two all along: no number of rounds in it tells."""
     calls = []
 
-    def compare(before, after, cuda, rested) -> Timing:
-        calls.append((len(before), rested))
-        return Timing(10.0, 8.0 if len(calls) == 1 else 10 * again)
+    def compare(before, after, cuda, pace) -> Timing:
+        calls.append((len(before), pace))
+        return Timing(10.0, 11.0 if pace == loses else 8.0)
 
     monkeypatch.setattr(swap_contest, "compare", compare)
     model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
     report = trimtab.swap_(model, trimtab.Int8(), example_inputs=torch.randn(3, 64))
-    assert calls == [(2, False), (2, True)]
-    assert len(report.swapped) == (2 if again < 1 else 0)
-    if again > 1:
+    paces = ["turns", "rested"] if loses == "rested" else ["turns", "rested", "streak"]
+    assert calls == [(2, pace) for pace in paces]
+    assert len(report.swapped) == (2 if loses == "never" else 0)
+    if loses != "never":
         row = report["0"]
         assert row.reason == "not faster here: 10.0 µs in float, 11.0 in int8"
         assert row.bytes_after == row.bytes_before and row.sqnr_db is None
@@ -140,7 +155,7 @@ def test_a_winner_by_little_has_to_win_again_later(monkeypatch, again: float) ->
 def test_a_winner_by_much_does_not(monkeypatch) -> None:
     calls = []
 
-    def compare(before, after, cuda, rested) -> Timing:
+    def compare(before, after, cuda, pace) -> Timing:
         calls.append(1)
         return Timing(10.0, 4.0)
 

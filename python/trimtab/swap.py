@@ -84,17 +84,17 @@ class Sparse:
                 )
 
     def choices(self, kind: str) -> list[tuple[str, str, dict[str, Any]]]:
-        """As Int8.choices, from the exact one to that of the largest error."""
+        """As Int8.choices: dense first, which what is sparse has to beat, then by rising error."""
         if kind not in ("Linear", "Conv2d"):
             return []
         form: dict[str, Any] = {"pattern": self.pattern}
         if self.pattern == "block":
             form["block"] = tuple(self.block or (32, 32))
-        found = [("sparse", f"Sparse{kind}", form)]
-        if self.int8:
-            found.append(("in int8", f"Int8{kind}", {}))
-            found.append(("sparse in int8", f"Sparse{kind}", {**form, "int8": True}))
-        return found
+        sparse = ("sparse", f"Sparse{kind}", form)
+        if not self.int8:
+            return [sparse]
+        in_int8 = ("sparse in int8", f"Sparse{kind}", {**form, "int8": True})
+        return [("in int8", f"Int8{kind}", {}), sparse, in_int8]
 
 
 def swap_(

@@ -15,12 +15,14 @@ from .swap_candidate import Candidate, Choice, patches_of
 from .swap_fuse import EncoderPatch, encoder_patches
 from .swap_measure import Call, Capture
 from .swap_rules import Survey
-from .swap_timing import MARGIN, Timing, compare
+from .swap_timing import MARGIN, Pace, Timing, compare
 
-# A winner that took more of the other's time than this has to win again, later and with pauses: what
+# A winner that took more of the other's time than this has to win again, later, at other paces: what
 # disturbs a machine for a second may favour one of the two all along, and no number of rounds tells;
-# and one that is faster only while all threads are awake is not faster in every model.
+# and one that is faster only while all threads are awake, or while the other's weights have left the
+# caches, is not faster in every model.
 SURE = 0.6
+PACES: tuple[Pace, ...] = ("rested", "streak")
 
 
 class _Contest(NamedTuple):
@@ -73,22 +75,28 @@ def _challenge(
 
 
 def _confirm(unsure: Sequence[_Contest], capture: Capture) -> None:
-    """What won by little is measured again, the last first; who does not win again gives way."""
+    """Who won by little meets those it came after again, the last one first, and may give way."""
     won: dict[int, list[_Contest]] = defaultdict(list)
     for contest in unsure:
         won[id(contest.candidate)].append(contest)
-    while True:
-        again = [
-            contests.pop()
-            for contests in won.values()
-            if contests and contests[-1].choice is contests[-1].candidate.best
-        ]
-        if not again:
-            return
-        for contest, timing in zip(again, _times(again, capture, rested=True)):
-            if not timing.faster:
-                _write(contest, timing)
-                contest.candidate.take(contest.holder)
+    while any(won.values()):
+        again = [_against_best(contests.pop()) for contests in won.values() if contests]
+        for pace in PACES:
+            still = []
+            for contest, timing in zip(again, _times(again, capture, pace)):
+                if timing.faster:
+                    still.append(contest)
+                else:
+                    _write(contest, timing)
+                    contest.candidate.take(contest.holder)
+            again = still
+
+
+def _against_best(contest: _Contest) -> _Contest:
+    """The same holder: the choice that won then may have lost its place since, to a better one."""
+    best = contest.candidate.best
+    assert best is not None  # None held before the first contest, and that is met last
+    return contest._replace(choice=best)
 
 
 def _write(contest: _Contest, timing: Timing) -> None:
@@ -102,7 +110,7 @@ def _write(contest: _Contest, timing: Timing) -> None:
     row.us_choices[choice.label] = us
 
 
-def _times(contests: Sequence[_Contest], capture: Capture, rested: bool = False) -> list[Timing]:
+def _times(contests: Sequence[_Contest], capture: Capture, pace: Pace = "turns") -> list[Timing]:
     """Of all calls of each; each distinct pair of layers on each distinct input is measured once."""
     groups: dict[tuple, list[_Contest]] = defaultdict(list)
     likeness = [contest.likeness() for contest in contests]
@@ -113,7 +121,7 @@ def _times(contests: Sequence[_Contest], capture: Capture, rested: bool = False)
     times: dict[tuple, Timing] = {}
     with progress(len(groups), "measuring") as bar:
         for (like, key), group in groups.items():
-            times[like, key] = _time(group, capture.calls[key], rested)
+            times[like, key] = _time(group, capture.calls[key], pace)
             bar.advance(group[0].candidate.name)
     return [
         Timing.total((count, times[like, key]) for key, count in seen.items())
@@ -125,12 +133,12 @@ def _on_cuda(args: tuple) -> bool:
     return any(isinstance(x, Tensor) and x.device.type == "cuda" for x in args)
 
 
-def _time(group: Sequence[_Contest], call: Call, rested: bool) -> Timing:
+def _time(group: Sequence[_Contest], call: Call, pace: Pace) -> Timing:
     args, kwargs = call.arguments()
     with torch.no_grad(), call.context():
         before = [one.candidate.call(one.holder, args, kwargs) for one in group]
         after = [one.candidate.call(one.choice, args, kwargs) for one in group]
-        return Timing(*compare(before, after, _on_cuda(args), rested))
+        return Timing(*compare(before, after, _on_cuda(args), pace))
 
 
 def keep_winning_encoders(
@@ -171,4 +179,4 @@ def _time_encoder(unit: EncoderPatch, patches: list[Patch], call: Call) -> Timin
             revert_all(patches)
 
     with torch.random.fork_rng(), torch.no_grad(), call.context():
-        return Timing(*compare([before], [after], _on_cuda(args), False))
+        return Timing(*compare([before], [after], _on_cuda(args), "turns"))

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -22,10 +22,15 @@ ENOUGH = 3  # calm rounds
 # A sign test at 1 %: of n rounds, n/2 + 2.326 sqrt(n)/2 are below an equal pair's median so seldom.
 SIGNS = 2.326 / 2
 REST_S = 2e-3  # in which the threads of the call before go to sleep
+STREAK_S = 1e-3  # a sample of calls that follow each other, whose weights stay in the caches
 # More modules of one shape than this need not be cycled through.
 MAX_MODULES = 4
 
 Calls = Sequence[Callable[[], Any]]
+# How calls follow each other. "turns": at once, as layers do in a model; "rested": before each sample
+# a pause and a call that is not timed, as where a model is called now and then; "streak": the same
+# one again and again, as in a loop over a small model.
+Pace = Literal["turns", "rested", "streak"]
 
 
 class Timing(NamedTuple):
@@ -72,7 +77,7 @@ class _Round(NamedTuple):
         )  # fmt: skip
 
 
-def compare(before: Calls, after: Calls, cuda: bool = False, rested: bool = False) -> Timing:
+def compare(before: Calls, after: Calls, cuda: bool = False, pace: Pace = "turns") -> Timing:
     """Median microseconds of a call, before and after, from samples taken in turn.
 
     The two samples of a round are neighbours in time, so that a slow moment of the machine slows
@@ -86,19 +91,16 @@ def compare(before: Calls, after: Calls, cuda: bool = False, rested: bool = Fals
     Where several pairs are given (all of a model's modules of one shape) the samples cycle through
     them, so that weights come from memory as in the model. With one pair its weights may stay in the
     cache; that favours the float layer, whose weights are the larger, and so is on the safe side.
-
-    ``rested``: before each sample a pause and a call that is not timed, as where a model is called now
-    and then; else they follow each other at once, as layers do in a model.
     """
     pairs = list(zip(before, after))[:MAX_MODULES]
-    rounds = _rounds(pairs, cuda, rested)
+    rounds = _rounds(pairs, cuda, pace)
     calm = [r for r in rounds if r.calm]
     if cuda or len(calm) >= ENOUGH:
         return _timing([(r.before, r.after) for r in (rounds if cuda else calm)], False)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        rounds = _rounds(pairs, cuda, rested, any_will_do=True)
+        rounds = _rounds(pairs, cuda, pace, any_will_do=True)
     finally:
         torch.set_num_threads(threads)
     return _timing([(r.before_on_core, r.after_on_core) for r in rounds], True)
@@ -141,7 +143,7 @@ def _median(values: Iterable[float]) -> float:
 def _rounds(
     pairs: Sequence[tuple[Callable[[], Any], Callable[[], Any]]],
     cuda: bool,
-    rested: bool = False,
+    pace: Pace = "turns",
     any_will_do: bool = False,
 ) -> list[_Round]:
     """Until enough of them are calm, and it is clear who is faster."""
@@ -149,7 +151,8 @@ def _rounds(
         for call in pair:
             call()
     once = sum(_sample(call, 1, cuda)[0] for call in pairs[0])
-    repeats = max(1, int(2 * SAMPLE_S / max(once, 1e-7)))
+    long = STREAK_S if pace == "streak" else SAMPLE_S
+    repeats = max(1, int(2 * long / max(once, 1e-7)))
     rounds: list[_Round] = []
     start, look, calm = time.perf_counter(), BUDGET_S, 0
     for i, (first, second) in zip(range(MAX_ROUNDS), itertools.cycle(pairs)):
@@ -162,19 +165,19 @@ def _rounds(
             if calm >= MIN_ROUNDS and not _close(rounds, cuda, any_will_do):
                 break
         if i % 2:
-            one, other = (_sample(call, repeats, cuda, rested) for call in (first, second))
+            one, other = (_sample(call, repeats, cuda, pace) for call in (first, second))
         else:
-            other, one = (_sample(call, repeats, cuda, rested) for call in (second, first))
+            other, one = (_sample(call, repeats, cuda, pace) for call in (second, first))
         rounds.append(_Round(*one, *other))
         calm += cuda or any_will_do or rounds[-1].calm
     return rounds
 
 
 def _sample(
-    call: Callable[[], Any], repeats: int, cuda: bool, rested: bool = False
+    call: Callable[[], Any], repeats: int, cuda: bool, pace: Pace = "turns"
 ) -> tuple[float, float]:
     """Seconds of a call, and for how many of them this thread was on a core."""
-    if rested:
+    if pace == "rested":
         time.sleep(REST_S)
         call()
     if cuda:
