@@ -257,8 +257,9 @@ def test_bad_construction() -> None:
         ValueError, match=r"SparseLinear: expected pattern in .*'bitmap'.*, got '3:4'"
     ):
         SparseLinear(4, 4, pattern="3:4")
-    with pytest.raises(ValueError, match=r"SparseLinear: expected block as .* got \(0, 4\)"):
-        SparseLinear(4, 4, pattern="block", block=(0, 4))
+    for block, got in (((0, 4), r"\(0, 4\)"), (32, "32"), (None, "None"), ((4,), r"\(4,\)")):
+        with pytest.raises(ValueError, match=f"SparseLinear: expected block as .* got {got}"):
+            SparseLinear(4, 4, pattern="block", block=block)
     with pytest.raises(ValueError, match="SparseLinear: expected activation in"):
         SparseLinear(4, 4, activation="swish")
     with pytest.raises(

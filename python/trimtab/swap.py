@@ -113,11 +113,11 @@ def swap_(
 
     With ``trimtab.Sparse`` a Linear or Conv2d stays dense or becomes sparse or, with ``int8=True``,
     int8 or sparse int8: whichever is fastest on ``example_inputs``. A form takes a place only if it is
-    faster by 3 % and, by a sign test over interleaved rounds, surely faster; if not by far, twice: with
-    calls that follow each other at once and, later, with pauses between them. Of two that are as good
-    the one of smaller error is kept, the dense one first. A sparse weight never takes more memory than
-    the dense one. Masks of trimtab.prune beside a weight say what is kept, and end with the module they
-    belong to.
+    faster by 3 % and, by a sign test over interleaved rounds, surely faster; if not by far, three times:
+    with calls in turns and, later, with pauses between them and with the same call again and again. Of
+    two that are as good a dense one is kept, or else the one of smaller error. A sparse weight never
+    takes more memory than the dense one. Masks of trimtab.prune beside a weight say what is kept, and
+    end with the module they belong to.
 
     Where a nn.TransformerEncoderLayer gets an int8 Linear, its fused inference path is turned off on
     that instance, as it would bypass the Linear; a nn.TransformerEncoder then computes padded tokens
@@ -130,9 +130,9 @@ def swap_(
             those are exchanged for which it is true.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments. The float model
             is run on them once, with its buffers and all random states restored afterwards, and each
-            layer is measured on the shapes it saw; only what is faster is exchanged. That takes 0.1 to
-            0.8 s for each distinct layer and shape, more where other processes disturb. Without them
-            layers too small to gain are left alone by a fixed rule.
+            layer is measured on the shapes it saw; only what is faster is exchanged. That takes about
+            0.1 to 0.4 s for each distinct layer and shape, up to 3 s where it is close or other
+            processes disturb. Without them layers too small to gain are left alone by a fixed rule.
 
     Returns:
         A SwapReport; ``print`` it, ``undo()`` it. It keeps the float modules alive until it is

@@ -42,7 +42,8 @@ def check_pattern(op: str, pattern: str, block: Sequence[int]) -> None:
     """ValueError unless there is such a pattern, with a block of two positive integers."""
     if pattern not in PATTERNS:
         raise ValueError(f"{op}: expected pattern in {list(PATTERNS)}, got {pattern!r}")
-    if len(block) != 2 or not all(isinstance(size, int) and size >= 1 for size in block):
+    pair = isinstance(block, tuple | list) and len(block) == 2
+    if not pair or not all(isinstance(size, int) and size >= 1 for size in block):
         raise ValueError(
             f"{op}: expected block as (outputs, inputs), both integers >= 1, got {block!r}"
         )
