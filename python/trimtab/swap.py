@@ -113,7 +113,7 @@ def swap_(
 
     With ``trimtab.Sparse`` a Linear or Conv2d stays dense or becomes sparse or, with ``int8=True``,
     int8 or sparse int8: whichever is fastest on ``example_inputs``. A form takes a place only if it is
-    faster by 3 % and, by a sign test over interleaved rounds, surely faster; if not by far, three times:
+    faster by 3 % and, by a sign test over interleaved rounds, surely faster; if not by far, thrice:
     with calls in turns and, later, with pauses between them and with the same call again and again. Of
     two that are as good a dense one is kept, or else the one of smaller error. A sparse weight never
     takes more memory than the dense one. Masks of trimtab.prune beside a weight say what is kept, and
