@@ -67,3 +67,21 @@ def check_out_scale(op: str, out: torch.Tensor, out_scale: torch.Tensor | None) 
     if out.dtype != torch.int8:
         raise ValueError(f"{op}: expected out_scale with int8 out alone, got one with {out.dtype}")
     check_tensor(op, "out_scale", out_scale, (1,), (torch.float32,), out.device)
+
+
+def check_scale(
+    op: str, scale: torch.Tensor | None, N: int, int8: bool, device: torch.device
+) -> None:
+    """ValueError unless int8 values come with a scale an output, and others with none."""
+    if int8 and scale is not None:
+        check_tensor(op, "weight_scale", scale, (N,), (torch.float32,), device)
+    elif int8:
+        raise ValueError(f"{op}: expected weight_scale float32 ({N},) for int8 values, got None")
+    elif scale is not None:
+        raise ValueError(f"{op}: expected weight_scale with int8 values alone")
+
+
+def check_bias(op: str, bias: torch.Tensor | None, N: int, device: torch.device) -> None:
+    """ValueError unless there is none or one of [N] floats."""
+    if bias is not None:
+        check_tensor(op, "bias", bias, (N,), FLOAT_DTYPES, device)

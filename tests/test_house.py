@@ -35,14 +35,12 @@ COMPANIONS = {
 
 # What an op may lack, and why. A line whose file exists after all fails, so this list stays true.
 EXCEPTIONS = {
-    "kernels/block_linear": "on a GPU it is CUDA C++'s, else the dense weight's",
     "cuda/int8_conv2d": "CPU only so far",
     "cuda/int8_embedding": "CPU only so far",
     "cuda/int8_embedding_bag": "CPU only so far",
     "cuda/int8_pack": "the packed layout is the CPU kernels' own; CUDA reads plain [N, K]",
     "cuda/quantize_affine": "on a GPU it is Triton's",
     "kernels/sparse24_compress": "where CUDA C++ is missing it is torch's operators",
-    "kernels/bitmap_linear": "on a GPU it is CUDA C++'s, else the dense weight's",
     "cpu/sparse24_linear": "on a CPU a 2:4 weight is a bitmap weight",
     "benchmark/sparse24_linear": "bench_cuda_sparse.py has it, as it is CUDA's alone",
     "kernels/int8_conv2d": "CPU only so far",

@@ -1,7 +1,8 @@
 // out [..., N] = bitmap_linear(x [..., K], values [kept], bitmap [N, 8 ceil(K/64)], row_start [N+1], ...)
 //
-// The overload "inference" is the same function without an autograd rule (see int8_linear.cpp). "dense" is
-// implemented in Python: on a GPU through the dense weight, where rows are many (ops/sparse_fallback.py).
+// The overload "inference" is the same function without an autograd rule (see int8_linear.cpp). Two are
+// implemented in Python for a GPU: "triton" where CUDA C++ cannot answer, and "dense", through the dense weight,
+// where rows are many (ops/sparse_fallback.py).
 #include <trimtab/bitmap_linear.h>
 
 #include "cuda.h"
@@ -59,10 +60,11 @@ Tensor bitmap_linear(const Tensor& x, const Tensor& values, const Tensor& bitmap
   const Rows rows = place.is_cuda() ? cuda_rows(x) : Rows(x);
   const tt_bitmap weight = bitmap_of(values, bitmap, row_start, args.values_dtype, rows.K, place);
   if (!place.is_cuda()) return on_cpu(x, args, weight, rows);
-  const bool served = rows.M <= TT_BITMAP_LINEAR_CUDA_MAX_M && is_aligned(weight.values, 16) &&
-                      is_aligned(weight.bits, 8) && cuda_serves(kOp, place);
-  if (served) return on_cuda(x, args, weight, rows);
-  const auto results = call_overload("trimtab::bitmap_linear", "dense", x, values, bitmap,
+  const bool few = rows.M <= TT_BITMAP_LINEAR_CUDA_MAX_M, by_cuda = cuda_serves(kOp, place);
+  if (few && by_cuda && is_aligned(weight.values, 16) && is_aligned(weight.bits, 8))
+    return on_cuda(x, args, weight, rows);
+  const char* overload = few && !by_cuda ? "triton" : "dense";
+  const auto results = call_overload("trimtab::bitmap_linear", overload, x, values, bitmap,
                                      row_start, weight_scale, bias, activation);
   return torch::stable::detail::to<Tensor>(results[0]);
 }
@@ -75,6 +77,9 @@ TT_OPS(m) {
       "Tensor? weight_scale=None, Tensor? bias=None, int activation=0) -> Tensor");
   m.def(
       "bitmap_linear.inference(Tensor x, Tensor values, Tensor bitmap, Tensor row_start, "
+      "Tensor? weight_scale=None, Tensor? bias=None, int activation=0) -> Tensor");
+  m.def(
+      "bitmap_linear.triton(Tensor x, Tensor values, Tensor bitmap, Tensor row_start, "
       "Tensor? weight_scale=None, Tensor? bias=None, int activation=0) -> Tensor");
   m.def(
       "bitmap_linear.dense(Tensor x, Tensor values, Tensor bitmap, Tensor row_start, "

@@ -1,8 +1,9 @@
 // out [..., N] = block_linear(x [..., K], values [blocks, bn, bk], crow [R + 1], col [blocks], ...) and the
 // two products of its backward
 //
-// The overload "inference" is the same function without an autograd rule (see int8_linear.cpp). "dense" is
-// implemented in Python: a GPU without CUDA C++ (ops/sparse_fallback.py), as block_grad_x is on every GPU.
+// The overload "inference" is the same function without an autograd rule (see int8_linear.cpp). Two are
+// implemented in Python for a GPU: "triton" where CUDA C++ cannot answer, and "dense", which that takes where it
+// has no kernel (ops/sparse_fallback.py). block_grad_x is implemented there for every GPU.
 #include <trimtab/block_linear.h>
 
 #include "cuda.h"
@@ -78,7 +79,7 @@ Tensor block_linear(const Tensor& x, const Tensor& values, const Tensor& crow, c
                    values.sizes()[2], crow, col, N, x.sizes()[x.dim() - 1], place);
   if (place.is_cuda()) {
     if (cuda_serves(kOp, place)) return on_cuda(x, values, args, weight);
-    const auto results = call_overload("trimtab::block_linear", "dense", x, values, crow, col,
+    const auto results = call_overload("trimtab::block_linear", "triton", x, values, crow, col,
                                        weight_scale, bias, activation, N);
     return torch::stable::detail::to<Tensor>(results[0]);
   }
@@ -148,7 +149,7 @@ Tensor block_grad_values(const Tensor& grad, const Tensor& x, const Tensor& crow
   if (place.is_cuda()) {
     if (cuda_serves(kOp, place)) return grad_values_on_cuda(grad, x, weight, place);
     const auto results =
-        call_overload("trimtab::block_grad_values", "dense", grad, x, crow, col, bn, bk);
+        call_overload("trimtab::block_grad_values", "triton", grad, x, crow, col, bn, bk);
     return torch::stable::detail::to<Tensor>(results[0]);
   }
   const Rows rows(grad), x_rows(x);
@@ -170,11 +171,17 @@ TT_OPS(m) {
       "block_linear.inference(Tensor x, Tensor values, Tensor crow, Tensor col, "
       "Tensor? weight_scale, Tensor? bias, int activation, int N) -> Tensor");
   m.def(
+      "block_linear.triton(Tensor x, Tensor values, Tensor crow, Tensor col, "
+      "Tensor? weight_scale, Tensor? bias, int activation, int N) -> Tensor");
+  m.def(
       "block_linear.dense(Tensor x, Tensor values, Tensor crow, Tensor col, "
       "Tensor? weight_scale, Tensor? bias, int activation, int N) -> Tensor");
   m.def("block_grad_x(Tensor grad, Tensor values, Tensor crow, Tensor col, int K) -> Tensor");
   m.def(
       "block_grad_values(Tensor grad, Tensor x, Tensor crow, Tensor col, int bn, int bk) -> "
+      "Tensor");
+  m.def(
+      "block_grad_values.triton(Tensor grad, Tensor x, Tensor crow, Tensor col, int bn, int bk) -> "
       "Tensor");
   m.def(
       "block_grad_values.dense(Tensor grad, Tensor x, Tensor crow, Tensor col, int bn, int bk) -> "

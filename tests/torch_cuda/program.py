@@ -285,7 +285,46 @@ def triton():
         op.out(*args, bias, 2, code_scale, out=codes.zero_())
         assert bool((codes == 9).all())
         expect_error("expected out_scale [1] float32", op.default, *args, bias, 2, torch.int8)
-    assert len(calls) == 12 and pretend.pretend_allocations() == 0
+    assert len(calls) == 12
+    sparse_in_triton()
+    assert pretend.pretend_allocations() == 0
+
+
+def sparse_in_triton():
+    """Few rows of a bitmap weight; more take the dense one, which no library is needed for."""
+    calls.clear()
+    for op, overload in (
+        ("bitmap_linear", "triton"),
+        ("bitmap_linear", "dense"),
+        ("block_linear", "triton"),
+    ):
+        python_overload(op, overload, lambda x, *rest: x.new_full((*x.shape[:-1], 16), 7.0))
+    python_overload(
+        "block_grad_values", "triton", lambda *args: args[0].new_full((1, *args[4:]), 7.0)
+    )
+    x, many = torch.randn(2, 16, 48), torch.randn(33, 48)
+    bits, start = torch.zeros(16, 8, dtype=torch.uint8), torch.zeros(17).long()
+    values = torch.zeros(0)
+    for rows in (x, x[0, 1:], many):
+        for overload in (ops.bitmap_linear.default, ops.bitmap_linear.inference):
+            assert overload(rows, values, bits, start).eq(7).all()
+    crow, col = torch.tensor([0, 1], dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    block = torch.zeros(1, 16, 16)
+    for rows in (x, many):
+        got = ops.block_linear.default(rows, block, crow, col, None, None, 0, 16)
+        assert got.eq(7).all() and got.shape == (*rows.shape[:-1], 16)
+    grad = torch.zeros(33, 16)
+    assert ops.block_grad_values.default(grad, many, crow, col, 16, 16).eq(7).all()
+    assert calls == [
+        *[("bitmap_linear", "triton")] * 4,
+        *[("bitmap_linear", "dense")] * 2,
+        *[("block_linear", "triton")] * 2,
+        ("block_grad_values", "triton"),
+    ]
+    args = (x, values, bits, start[1:])
+    expect_error("expected a contiguous row_start [N + 1=17]", ops.bitmap_linear.default, *args)
+    args = (x, block, crow, col[:0], None, None, 0, 16)
+    expect_error("expected col [blocks=1]", ops.block_linear.default, *args)
 
 
 (triton if sys.argv[2:] == ["triton"] else cuda)()

@@ -10,6 +10,7 @@ triton     Triton for tensors on a GPU
 reference  the NumPy reference, on the CPU, for tensors anywhere: slow, to compare with
 """
 
+import functools
 import importlib.util
 import os
 from pathlib import Path
@@ -32,6 +33,7 @@ def cuda_problem() -> str:
     return ""
 
 
+@functools.cache
 def has_triton() -> bool:
     """Whether Triton is installed."""
     return importlib.util.find_spec("triton") is not None

@@ -39,9 +39,9 @@ def bitmap_linear(
         bias: float32, bfloat16 or float16 [N], or None.
         activation: "none", "relu", "gelu", "gelu_tanh" or "silu".
 
-    On a GPU up to 32 rows of ``x`` go through a kernel, slowly where an Inf or NaN of ``x`` or a sum
-    that overflows makes it count again; more go through the dense weight (ops/sparse_fallback.py),
-    where 0 * Inf is evaluated.
+    On a GPU up to 32 rows of ``x`` go through a kernel, of CUDA C++ or where that is missing of Triton,
+    slowly where an Inf or NaN of ``x`` or a sum that overflows makes it count again; more go through
+    the dense weight (ops/sparse_fallback.py), where 0 * Inf is evaluated.
 
     Returns [..., N] of the dtype of ``x``. Gradients flow to ``x``, to float ``values`` (a pruned model
     fine-tunes) and to ``bias``; for int8 values rounding counts as identity.
@@ -243,7 +243,7 @@ def expect_sparse(
         )
 
 
-for _overload in ("", ".inference", ".dense"):
+for _overload in ("", ".inference", ".triton", ".dense"):
     library.register_fake(f"trimtab::bitmap_linear{_overload}")(_fake)
 
 

@@ -42,8 +42,9 @@ def block_linear(
 
     On a GPU blocks of 16 x 16, 32 x 32 and 64 x 64 in bfloat16, float16 and int8 go through the tensor
     cores, others and float32 by multiply-adds; the order of a float sum is the same in every run. Where
-    the CUDA library is missing the dense weight is multiplied (ops/sparse_fallback.py), which evaluates
-    0 * Inf.
+    the CUDA library is missing Triton has blocks whose sides are powers of two; with others the dense
+    weight is multiplied (ops/sparse_fallback.py), which evaluates 0 * Inf. There the gradient of
+    ``values`` in blocks of fewer than 16 outputs is taken from the dense product.
 
     Gradients flow to ``x``, float ``values`` (kept blocks alone) and ``bias``; int8 values have none,
     and ``x`` then gets the one through the dequantized weight. Under autocast ``x`` and float
@@ -242,7 +243,7 @@ def _check_fake_weight(
     )
 
 
-for _overload in ("", ".inference", ".dense"):
+for _overload in ("", ".inference", ".triton", ".dense"):
     library.register_fake(f"trimtab::block_linear{_overload}")(_fake)
 
 
@@ -260,7 +261,7 @@ def _fake_grad_values(
     return grad.new_empty([col.shape[0], bn, bk])
 
 
-for _overload in ("", ".dense"):
+for _overload in ("", ".triton", ".dense"):
     library.register_fake(f"trimtab::block_grad_values{_overload}")(_fake_grad_values)
 
 

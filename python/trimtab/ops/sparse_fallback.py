@@ -1,9 +1,10 @@
 """The sparse products on a GPU where no kernel of theirs serves: most through the dense weight.
 
-- bitmap_linear with more than 32 rows, or without the CUDA library: the dense weight.
-- block_linear without the CUDA library: the dense weight.
+- bitmap_linear with more than 32 rows: the dense weight.
 - block_grad_x: block_linear with the transposed weight, always.
-- block_grad_values without the CUDA library: torch's dense product, of which the kept blocks are taken.
+- without the CUDA library, where Triton is missing or has no blocks of that size: bitmap_linear and
+  block_linear through the dense weight, block_grad_values as torch's dense product, of which the kept
+  blocks are taken.
 
 The dense ways cost what the dense product costs and the unpacking; swap_ measures that and leaves such
 layers dense. int8 values give the bits they give on a CPU. Float values differ from the contract in

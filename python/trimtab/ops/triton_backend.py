@@ -5,13 +5,14 @@ as well take them as their overload "triton", which csrc/torch calls where CUDA 
 which names the implementation to whoever wants to compare. The others answer for the device alone.
 """
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import library
+from . import backend, library
 
 
 def implementation(op: str) -> Callable[..., Any]:
@@ -158,6 +159,55 @@ def _sparse24_linear(
     name = library.ACTIVATION_NAMES[activation]
     out = _kernel("sparse24_linear")(rows, values, metadata, weight_scale, bias, name)
     return out.reshape(*x.shape[:-1], out.shape[-1])
+
+
+def _bitmap_linear(
+    x: Tensor,
+    values: Tensor,
+    bitmap: Tensor,
+    row_start: Tensor,
+    weight_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    activation: int = 0,
+) -> Tensor:
+    weight = (values, bitmap, row_start, weight_scale, bias)
+    if not backend.has_triton():
+        return torch.ops.trimtab.bitmap_linear.dense(x, *weight, activation)
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    out = _kernel("bitmap_linear")(rows, *weight, library.ACTIVATION_NAMES[activation])
+    return out.reshape(*x.shape[:-1], out.shape[-1])
+
+
+def _block_linear(
+    x: Tensor,
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    weight_scale: Tensor | None,
+    bias: Tensor | None,
+    activation: int,
+    N: int,
+) -> Tensor:
+    weight = (values, crow, col, weight_scale, bias)
+    bn, bk = values.shape[1:]
+    if not (backend.has_triton() and _blocks("block_groups").serves(bn, bk)):
+        return torch.ops.trimtab.block_linear.dense(x, *weight, activation, N)
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    out = _kernel("block_linear")(rows, *weight, library.ACTIVATION_NAMES[activation], N=N)
+    return out.reshape(*x.shape[:-1], N)
+
+
+def _block_grad_values(
+    grad: Tensor, x: Tensor, crow: Tensor, col: Tensor, bn: int, bk: int
+) -> Tensor:
+    if not (backend.has_triton() and _blocks("block_grad_values").serves_gradient(bn, bk)):
+        return torch.ops.trimtab.block_grad_values.dense(grad, x, crow, col, bn, bk)
+    rows = (t.reshape(t.shape[:-1].numel(), t.shape[-1]) for t in (grad, x))
+    return _kernel("block_grad_values")(*rows, crow, col, bn, bk)
+
+
+def _blocks(module: str) -> Any:
+    return importlib.import_module(f"..kernels.{module}", __package__)
 
 
 def _int8_weight_mm_dequantized(
