@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import re
 
 import cases
@@ -184,11 +186,48 @@ def test_tiles_of_the_weight(isa: str, M: int, generator) -> None:
     cases.assert_same_bits(ops.bitmap_linear(x, *parts), got)
 
 
-def test_rows_of_several_passes(generator) -> None:
-    """More rows than the panels' scratch holds: as many bits as in two calls."""
-    x = torch.randn(70, 70000, generator=generator)
-    parts = ops.bitmap_pack(sparse(3, 70000, 0.01, generator))
-    assert_close(ops.bitmap_linear(x, *parts), x, parts, torch.float32)
+@pytest.mark.parametrize("dtype", cases.DTYPES[:2], ids=cases.ident)
+def test_rows_of_several_passes(isa: str, dtype: torch.dtype, generator) -> None:
+    """More rows than the panels' scratch holds."""
+    x = torch.randn(70, 70000, generator=generator).to(dtype)
+    parts = ops.bitmap_pack(sparse(3, 70000, 0.01, generator).to(dtype))
+    assert_close(ops.bitmap_linear(x, *parts), x, parts, dtype)
+
+
+def last_of_a_page(x: torch.Tensor) -> torch.Tensor:
+    """x again, in memory that ends where a page begins that must not be touched."""
+    page = mmap.PAGESIZE
+    size = -(-x.nbytes // page) * page
+    memory = mmap.mmap(-1, size + page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None, use_errno=True)
+    none = 0  # PROT_NONE
+    assert libc.mprotect(ctypes.c_void_p(address + size), ctypes.c_size_t(page), none) == 0
+    whole = torch.frombuffer(memory, dtype=x.dtype, count=x.numel(), offset=size - x.nbytes)
+    return whole.reshape(x.shape).copy_(x)
+
+
+@pytest.mark.parametrize("shape", [(21, 70), (3, 16), (40, 130), (16, 33)], ids=cases.ident)
+@pytest.mark.parametrize("dtype", cases.DTYPES[:2], ids=cases.ident)
+def test_nothing_past_x_is_read(isa: str, dtype: torch.dtype, shape, generator) -> None:
+    x = torch.randn(shape, generator=generator).to(dtype)
+    parts = ops.bitmap_pack(sparse(20, shape[1], 0.4, generator).to(dtype))
+    at_the_end = ops.bitmap_linear(last_of_a_page(x), *parts)
+    cases.assert_same_bits(at_the_end, ops.bitmap_linear(x, *parts))
+
+
+@pytest.mark.parametrize("N", [30, 300, 530])
+@pytest.mark.parametrize("M", [5, 90, 300])
+def test_tasks(isa: str, M: int, N: int, generator) -> None:
+    """Groups of rows of x by tiles of the weight, however many threads they are dealt out to."""
+    x = torch.randn(M, 210, generator=generator)[:, :201]
+    parts = ops.bitmap_pack(sparse(N, 201, 0.2, generator))
+    with cases.threads(1):
+        alone = ops.bitmap_linear(x, *parts)
+    assert_close(alone, x, parts, torch.float32)
+    for count in (2, 3, 7):
+        with cases.threads(count):
+            cases.assert_same_bits(ops.bitmap_linear(x, *parts), alone)
 
 
 # --- the format

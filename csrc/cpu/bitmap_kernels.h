@@ -8,14 +8,15 @@ namespace trimtab {
 
 // One block of the product: columns [n_begin, n_end) by all row panels of a pass, over all of K.
 struct BitmapBlock {
-  const void* x;  // first panel; first row where BitmapKernel::row made it
+  const void* x;  // first panel; first row where BitmapKernel::row made it or x is as it came
   int64_t panel_bytes;  // of a panel or row
   int64_t rows;  // of x in these panels
   tt_bitmap weight;
   int64_t row_bytes;  // of weight.bits
-  int64_t K, n_begin, n_end;  // n_begin a multiple of kSparseTileN
+  int64_t K, n_begin, n_end;  // n_begin a multiple of kSparseTileN, or of 16 with own panels
   int64_t N;  // rows of the weight: those behind n_end are often this thread's next
   int cols;  // of BitmapKernel
+  int64_t x_stride;  // elements, of x as it came
 };
 
 // False: no memory for scratch.
@@ -25,6 +26,7 @@ using BitmapBlockFn = bool (*)(const BitmapBlock& block, const SparseOutput& out
 using BitmapRowFn = void (*)(tt_isa isa, const void* x, tt_dtype dtype, int64_t K, void* to,
                              float* scale);
 
+constexpr int kBitmapWalkRows = 512;  // of the weight, for which the walk makes its panels once
 constexpr int kBitmapDotRows = 8;  // of x that the kernels of dot products take
 
 struct BitmapKernel {
@@ -38,7 +40,8 @@ struct BitmapKernel {
   BitmapRowFn row = nullptr;
   // With `row`: 4 or 8 rows in one panel, 4 bytes of each in turn; 0: one row after the other.
   int cols = 0;
-  int64_t task_rows = 0;  // of the weight that a task needs to be worth reading all of x for
+  // Panels that `block` makes itself, of x as it came; 0: it is given all panels of a pass.
+  int own_panels = 0;
 };
 
 // The row of the table for a weight [N, K] and M rows of x; finite: x has neither Inf nor NaN.

@@ -78,7 +78,7 @@ BitmapKernel bitmap_kernel(tt_isa isa, const tt_bitmap& weight, int64_t M, int64
   BitmapKernel kernel{PanelCell::kF32, kBlocks[dtype == TT_F32    ? 0
                                                : dtype == TT_BF16 ? 1
                                                                   : 2][column]};
-  if (column > 0) kernel.task_rows = 512;
+  if (column > 0) kernel.own_panels = column == 2 ? 8 : 4;  // whose sums take half of the registers
   return kernel;
 }
 
@@ -127,6 +127,47 @@ void fill(Pass& pass, int64_t panel) {
                           pass.kernel.cell, to, pass.a_scale + m);
 }
 
+// task(i, block) for every task, with a copy of pass.block; false: no memory for scratch in a thread.
+template <class Task>
+bool run_tasks(const Pass& pass, int64_t tasks, const tt_parallel& pool, int threads, Task&& task) {
+  Shares shares(tasks, threads);
+  std::atomic<bool> done{true};
+  parallel_run(pool, shares.count, [&](int64_t thread) {
+    BitmapBlock block = pass.block;
+    for (int64_t i; (i = shares.take(thread)) >= 0;)
+      if (!task(i, block)) done.store(false, std::memory_order_relaxed);
+  });
+  return done.load();
+}
+
+// Kernels that make their own panels: a task is a group of these by a tile of the weight's rows. Where tasks
+// are few there are as many for every thread: narrower groups cost the walk less than a tile's panels twice.
+bool run_own(Pass& pass, int64_t N, const tt_parallel& pool, int threads) {
+  const int64_t M = pass.block.rows, panels = (M + kSparseM - 1) / kSparseM;
+  const int64_t most = pass.kernel.own_panels;
+  int64_t groups = (panels + most - 1) / most;
+  int64_t tiles = (N + kBitmapWalkRows - 1) / kBitmapWalkRows;
+  const int64_t tasks = groups * tiles, even = round_up(tasks, threads);
+  if (tasks < 4 * threads && tasks != even) {
+    if (tiles == 1 && panels * 8 >= even * most * 5) groups = even;
+    else if (tiles > 1 || tasks < threads) tiles = (even + groups - 1) / groups;
+  }
+  const int64_t m_a_task = (panels + groups - 1) / groups * kSparseM;
+  const int64_t n_a_task = round_up((N + tiles - 1) / tiles, 16);
+  groups = (M + m_a_task - 1) / m_a_task;
+  tiles = (N + n_a_task - 1) / n_a_task;
+  return run_tasks(pass, groups * tiles, pool, threads, [&](int64_t task, BitmapBlock& block) {
+    const int64_t m = task % groups * m_a_task;  // the tile's weights stay in L2 for all groups
+    block.x = pass.x + m * pass.row_bytes;
+    block.rows = std::min(m_a_task, M - m);
+    block.n_begin = task / groups * n_a_task;
+    block.n_end = std::min(block.n_begin + n_a_task, N);
+    SparseOutput output = pass.output;
+    output.out += m * output.out_stride * output.out_size;
+    return pass.kernel.block(block, output);
+  });
+}
+
 bool run_pass(Pass& pass, int64_t N, const tt_parallel& pool, int threads) {
   const int64_t panels = (pass.block.rows + kSparseM - 1) / kSparseM;
   // Below this the fill costs less than a second parallel region.
@@ -140,28 +181,22 @@ bool run_pass(Pass& pass, int64_t N, const tt_parallel& pool, int threads) {
   }
   // Several tasks a thread, so that a late one can be caught up with.
   const int64_t wanted = threads == 1 ? 1 : 8 * threads;
-  const int64_t least = std::min(pass.kernel.task_rows, N / (2 * threads));
-  const int64_t n_a_task = round_up(std::max((N + wanted - 1) / wanted, least), kSparseTileN);
+  const int64_t n_a_task = round_up((N + wanted - 1) / wanted, kSparseTileN);
   const int64_t tasks = (N + n_a_task - 1) / n_a_task;
-  Shares shares(tasks, threads);
-  std::atomic<bool> done{true};
-  parallel_run(pool, shares.count, [&](int64_t thread) {
-    BitmapBlock block = pass.block;
-    for (int64_t task; (task = shares.take(thread)) >= 0;) {
-      block.n_begin = task * n_a_task;
-      block.n_end = std::min(block.n_begin + n_a_task, N);
-      if (!pass.kernel.block(block, pass.output)) done.store(false, std::memory_order_relaxed);
-    }
+  return run_tasks(pass, tasks, pool, threads, [&](int64_t task, BitmapBlock& block) {
+    block.n_begin = task * n_a_task;
+    block.n_end = std::min(block.n_begin + n_a_task, N);
+    return pass.kernel.block(block, pass.output);
   });
-  return done.load();
 }
 
 // A rough cost in ns decides whether waking threads pays: bytes of bits and values streamed at 10 GB/s, or
-// multiply-adds at a rate a core reaches.
-bool worth_threads(tt_isa isa, const tt_bitmap& weight, int64_t M, int64_t N, int64_t row_bytes) {
+// multiply-adds at a rate a core reaches, or what it takes to fill panels.
+bool worth_threads(tt_isa isa, const tt_bitmap& weight, int64_t M, int64_t N, int64_t K) {
   const double macs_a_ns = isa == TT_ISA_SCALAR ? 1 : isa < TT_ISA_AVX512 ? 10 : 30;
   constexpr double kWakeUpNs = 4000;
-  return std::max(double(N) * row_bytes / 4, double(M) * weight.count / macs_a_ns) > kWakeUpNs;
+  const double streamed = double(N) * tt_bitmap_row_bytes(K) / 4, filled = double(M) * K / 8;
+  return std::max({streamed, filled, double(M) * weight.count / macs_a_ns}) > kWakeUpNs;
 }
 
 tt_status check_weight(const tt_bitmap* weight, tt_dtype x_dtype, int64_t N, int64_t K) {
@@ -226,8 +261,7 @@ tt_status tt_bitmap_linear(const void* x, tt_dtype x_dtype, int64_t x_stride,
   const SparseLanes& lanes = sparse_lanes(isa);
   pass.kernel = bitmap_kernel(isa, *weight, M, N, K, true);
   const tt_parallel pool = pool_or_serial(parallel);
-  const bool many =
-      pool.run != nullptr && worth_threads(isa, *weight, M, N, tt_bitmap_row_bytes(K));
+  const bool many = pool.run != nullptr && worth_threads(isa, *weight, M, N, K);
   const int threads = many ? pool.threads : 1;
   if (pass.kernel.block == nullptr)
     return bitmap_int8_expanded(kOp, isa, x, x_dtype, x_stride, *weight, M, N, K, *epilogue, pool,
@@ -242,11 +276,12 @@ tt_status tt_bitmap_linear(const void* x, tt_dtype x_dtype, int64_t x_stride,
                                                          : steps * kSparseStepBytes;
   const int64_t most_rows =
       std::max<int64_t>(pass.kernel.max_panel_bytes / panel_bytes * kSparseM, kSparseM);
-  const int64_t pass_rows = round_up(std::min(M, most_rows), kSparseM);
+  const bool own = pass.kernel.own_panels > 0;
+  const int64_t pass_rows = own ? M : round_up(std::min(M, most_rows), kSparseM);
   const bool own_bias = epilogue->bias == nullptr || epilogue->bias_dtype != TT_F32;
   const int64_t x_bytes =
-      (pass.kernel.row != nullptr ? pass_rows : pass_rows / kSparseM) * panel_bytes;
-  const int64_t scale_bytes = pass_rows * 4;
+      own ? 0 : (pass.kernel.row != nullptr ? pass_rows : pass_rows / kSparseM) * panel_bytes;
+  const int64_t scale_bytes = own ? 0 : pass_rows * 4;
   char* scratch =
       static_cast<char*>(thread_scratch(x_bytes + scale_bytes + (own_bias ? N * 4 : 0)));
   if (scratch == nullptr) {
@@ -260,8 +295,8 @@ tt_status tt_bitmap_linear(const void* x, tt_dtype x_dtype, int64_t x_stride,
   pass.x_stride = x_stride;
   pass.row_bytes = x_stride * dtype_size(x_dtype);
   pass.a_scale = reinterpret_cast<float*>(scratch + x_bytes);
-  pass.block = {scratch, panel_bytes, 0, *weight, tt_bitmap_row_bytes(K),
-                K,       0,           N, N,       pass.kernel.cols};
+  pass.block = {scratch, panel_bytes,      0,       *weight, tt_bitmap_row_bytes(K), K, 0, N,
+                N,       pass.kernel.cols, x_stride};
   pass.output = sparse_output(isa, *epilogue, weight->dtype == TT_I8, pass.a_scale,
                               own_bias ? bias : static_cast<const float*>(epilogue->bias));
   for (int64_t m = 0; m < M; m += pass_rows) {
@@ -269,7 +304,7 @@ tt_status tt_bitmap_linear(const void* x, tt_dtype x_dtype, int64_t x_stride,
     pass.block.rows = std::min(pass_rows, M - m);
     pass.output.out =
         static_cast<char*>(epilogue->out) + m * epilogue->out_stride * pass.output.out_size;
-    if (!run_pass(pass, N, pool, threads))
+    if (!(own ? run_own : run_pass)(pass, N, pool, threads))
       return set_error(TT_OUT_OF_MEMORY, "%s: no memory for scratch in a thread", kOp);
   }
   return TT_OK;

@@ -6,9 +6,9 @@
 //
 //   Per kept weight: one load and one fma a vector, and eight instructions to find k and w. The loads set the
 //   pace if the rest stays below six micro-operations a cycle; ahead of the loads it also hides most of what
-//   the end of a row's bits costs, which cannot be predicted. So 64 k of eight panels are copied side by side
-//   (32 KiB, in L1 while the tile passes over them), where a weight's vectors follow each other, while the
-//   next ones are asked for, a line or two a row. The sums of a tile (256 KiB) pass through L2 in order.
+//   the end of a row's bits costs, which cannot be predicted. So 64 k of eight panels are turned straight into
+//   L1 (32 KiB), side by side, where a weight's vectors follow each other, for each tile anew: panels of all of
+//   x in memory would cost more than they save. The sums of a tile (256 KiB) pass through L2 in order.
 //
 //   With one or two panels that end is more than all else: there the rows come in order of their bits, so that
 //   the loop runs as often as it did for the row before (at 90 % 1.1 x faster; more panels gain nothing).
@@ -22,7 +22,7 @@
 namespace trimtab {
 namespace {
 
-constexpr int kWalkRows = 512;  // of a tile
+constexpr int kWalkRows = kBitmapWalkRows;  // of a tile
 constexpr int kSortedRows = 256;  // of a tile in order of its bits: its sums are met in any order
 constexpr int kRowsAhead = 8;  // whose bits and values are asked for
 
@@ -33,7 +33,7 @@ struct WalkScratch {
   float* sums;  // [kWalkRows][panels][16]
   float* piece;  // [64 k][panels][16] of x
   const void** next;  // [kWalkRows + kRowsAhead] each row's values from here on
-  uint64_t* words;  // [kWalkRows]: the last group of panels may be the only one to sort
+  uint64_t* words;  // [kSortedRows]
   uint16_t* order;  // [kWalkRows + kRowsAhead]
 
   bool take(int panels) {
@@ -43,7 +43,7 @@ struct WalkScratch {
       carve(sums, int64_t(kWalkRows) * panels * kSparseM);
       carve(piece, int64_t(64) * panels * kSparseM);
       carve(next, int64_t(kWalkRows + kRowsAhead));
-      carve(words, int64_t(kWalkRows));
+      carve(words, int64_t(kSortedRows));
       carve(order, int64_t(kWalkRows + kRowsAhead));
     }
     return true;
@@ -79,22 +79,23 @@ TT_INLINE void walk_word(uint64_t word, const float* w, const float* x, bool fir
   for (int v = 0; v < kVectors; ++v) sum[v].store(sums + v * V::lanes);
 }
 
-// 64 k of kPanels panels -> piece [64][kPanels][16]
-template <class V, int kPanels>
-TT_INLINE void copy_piece(const char* x, int64_t panel_bytes, float* piece) {
-  for (int p = 0; p < kPanels; ++p, x += panel_bytes)
-    for (int k = 0; k < 64; ++k)
-      for (int m = 0; m < kSparseM; m += V::lanes)
-        V::load(reinterpret_cast<const float*>(x) + k * kSparseM + m)
-            .store(piece + (k * kPanels + p) * kSparseM + m);
+// 64 k of the rows of x, from k on -> piece [64][kPanels][16]; what lies past K is neither read nor written
+template <class Value, int kPanels>
+void fill_piece(const BitmapBlock& s, int64_t k, const SparseLanes& lanes, float* piece) {
+  const Value* x = static_cast<const Value*>(s.x) + k;
+  const int count = int(s.K - k < 64 ? s.K - k : 64);
+  for (int p = 0; p < kPanels; ++p, x += kSparseM * s.x_stride) {
+    const int64_t rows = s.rows - p * kSparseM;
+    lanes.fill_part(x, s.weight.dtype, s.x_stride, int(rows < kSparseM ? rows : kSparseM), count,
+                    piece + p * kSparseM, kPanels * kSparseM);
+  }
 }
 
 // The words of `rows` rows, and the rows in rising order of the bits in them.
 inline void sort_rows(const uint8_t* bits, int64_t row_bytes, int rows,
                       const WalkScratch& scratch) {
-  uint16_t start[66] =
-      {};  // of the rows with that many bits; one further on while they are counted
-  uint8_t counts[kWalkRows];
+  uint16_t start[66] = {};  // where the rows with so many bits begin; one further on while counted
+  uint8_t counts[kSortedRows];
   for (int row = 0; row < rows; ++row, bits += row_bytes) {
     std::memcpy(scratch.words + row, bits, 8);
     counts[row] = uint8_t(__builtin_popcountll(scratch.words[row]));
@@ -105,12 +106,11 @@ inline void sort_rows(const uint8_t* bits, int64_t row_bytes, int rows,
   for (int row = 0; row < rows; ++row) scratch.order[start[counts[row]]++] = uint16_t(row);
 }
 
-// `rows` rows of the weight from n on, times kPanels panels -> sums [rows][kPanels][16]
+// `rows` rows of the weight from n on, times kPanels panels -> scratch.sums [rows][kPanels][16]
 template <class V, class Value, int kPanels>
-void walk(const BitmapBlock& s, int64_t n, int rows, const char* x, const WalkScratch& scratch) {
+void walk(const BitmapBlock& s, int64_t n, int rows, const SparseLanes& lanes,
+          const WalkScratch& scratch) {
   constexpr bool kSorted = walk_sorts(kPanels);
-  constexpr int kLines = 64 * kPanels;  // of x for a word
-  const int lines_a_row = rows < 64 ? kPanels : (kLines + rows - 1) / rows;
   const Value** next = reinterpret_cast<const Value**>(scratch.next);
   const Value* values = static_cast<const Value*>(s.weight.values);
   for (int row = 0; row < rows; ++row) next[row] = values + s.weight.row_start[n + row];
@@ -120,18 +120,14 @@ void walk(const BitmapBlock& s, int64_t n, int rows, const char* x, const WalkSc
   const uint8_t* bits = s.weight.bits + n * s.row_bytes;
   for (int64_t byte = 0; byte < s.row_bytes; byte += 8, bits += 8) {
     if (kSorted) sort_rows(bits, s.row_bytes, rows, scratch);
-    copy_piece<V, kPanels>(x, s.panel_bytes, scratch.piece);
-    x += 64 * 64;
+    fill_piece<Value, kPanels>(s, byte * 8, lanes, scratch.piece);
     const uint8_t* row_bits = bits;
-    int line = 0;
     for (int i = 0; i < rows; ++i, row_bits += s.row_bytes) {
       const int row = kSorted ? scratch.order[i] : i;
       uint64_t word;
       std::memcpy(&word, kSorted ? static_cast<const void*>(scratch.words + row) : row_bits, 8);
       __builtin_prefetch(row_bits + kRowsAhead * s.row_bytes + (kSorted ? 8 : 0));
       __builtin_prefetch(next[kSorted ? scratch.order[i + kRowsAhead] : i + kRowsAhead]);
-      for (int l = 0; l < lines_a_row; ++l, ++line)
-        __builtin_prefetch(x + (line >> 6) * s.panel_bytes + (line & 63) * 64, 0, 2);
       const Value* from = next[row];
       const int count = __builtin_popcountll(word);
       walk_word<V, kPanels>(word, widened<V>(from, count, buffer), scratch.piece, byte == 0,
@@ -144,31 +140,24 @@ void walk(const BitmapBlock& s, int64_t n, int rows, const char* x, const WalkSc
 
 template <class V, class Value>
 bool walk_block(const BitmapBlock& s, const SparseOutput& output) {
-  using Walk = void (*)(const BitmapBlock&, int64_t, int, const char*, const WalkScratch&);
+  using Walk = void (*)(const BitmapBlock&, int64_t, int, const SparseLanes&, const WalkScratch&);
   static constexpr Walk kWalks[] = {walk<V, Value, 1>, walk<V, Value, 2>, walk<V, Value, 3>,
                                     walk<V, Value, 4>, walk<V, Value, 5>, walk<V, Value, 6>,
                                     walk<V, Value, 7>, walk<V, Value, 8>};
-  const int64_t panels = (s.rows + kSparseM - 1) / kSparseM;
-  constexpr int kMost = V::lanes / 2;  // panels, whose sums take half of the registers
-  const int64_t groups = (panels + kMost - 1) / kMost;
-  const int wide = int((panels + groups - 1) / groups);  // even groups: 9 panels as 5 + 4
+  const int panels = int((s.rows + kSparseM - 1) / kSparseM);
   WalkScratch scratch;
-  if (!scratch.take(wide)) return false;
-  const int tile = walk_sorts(wide) ? kSortedRows : kWalkRows;
+  if (!scratch.take(panels)) return false;
+  const int tile = walk_sorts(panels) ? kSortedRows : kWalkRows;
   for (int64_t n = s.n_begin; n < s.n_end; n += tile) {
     const int tile_rows = int(s.n_end - n < tile ? s.n_end - n : tile);
-    for (int64_t p = 0; p < panels; p += wide) {
-      const int group = int(panels - p < wide ? panels - p : wide);
-      kWalks[group - 1](s, n, tile_rows, static_cast<const char*>(s.x) + p * s.panel_bytes,
-                        scratch);
-      for (int i = 0; i < group; ++i) {
-        const int64_t m = (p + i) * kSparseM;
-        const int rows = int(s.rows - m < kSparseM ? s.rows - m : kSparseM);
-        for (int row = 0; row < tile_rows; row += kSparseTileN)
-          sparse_store(output, scratch.sums + (row * group + i) * kSparseM, group * kSparseM, m,
-                       rows, n + row,
-                       tile_rows - row < kSparseTileN ? tile_rows - row : kSparseTileN);
-      }
+    kWalks[panels - 1](s, n, tile_rows, *output.lanes, scratch);
+    for (int p = 0; p < panels; ++p) {
+      const int64_t m = int64_t(p) * kSparseM;
+      const int rows = int(s.rows - m < kSparseM ? s.rows - m : kSparseM);
+      for (int row = 0; row < tile_rows; row += kSparseTileN)
+        sparse_store(output, scratch.sums + (row * panels + p) * kSparseM, panels * kSparseM, m,
+                     rows, n + row,
+                     tile_rows - row < kSparseTileN ? tile_rows - row : kSparseTileN);
     }
   }
   return true;

@@ -36,6 +36,10 @@ struct SparseLanes {
   // scale [rows]: the rows' scales, for int8 cells; else NULL
   void (*fill)(const void* x, tt_dtype dtype, int64_t x_stride, int rows, int64_t K, PanelCell cell,
                void* panel, float* scale);
+  // The same widened, for a part of K: x [rows <= 16, count <= 64] -> to [count][16], `to_stride` floats
+  // from one k to the next, so that panels can stand side by side. count is rounded up to 16, with zeros.
+  void (*fill_part)(const void* x, tt_dtype dtype, int64_t x_stride, int rows, int count, float* to,
+                    int64_t to_stride);
   // Whether x [rows, K] holds neither NaN nor Inf.
   bool (*finite)(const void* x, tt_dtype dtype, int64_t x_stride, int64_t rows, int64_t K);
   // 16 x 16 dwords, rows `stride` dwords apart

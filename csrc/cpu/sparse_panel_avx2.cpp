@@ -48,7 +48,7 @@ WeightEpilogueFn float_epilogue(tt_activation activation, tt_dtype out_dtype) {
 
 }  // namespace
 
-const SparseLanes kSparseAvx2 = {fill_sparse_panel<F32x8>, all_finite<F32x8>, transpose_dwords,
-                                 int8_epilogue_avx2, float_epilogue};
+const SparseLanes kSparseAvx2 = {fill_sparse_panel<F32x8>, fill_part<F32x8>,   all_finite<F32x8>,
+                                 transpose_dwords,         int8_epilogue_avx2, float_epilogue};
 
 }  // namespace trimtab

@@ -46,7 +46,8 @@ WeightEpilogueFn float_epilogue(tt_activation activation, tt_dtype out_dtype) {
 
 }  // namespace
 
-const SparseLanes kSparseAvx512 = {fill_sparse_panel<F32x16>, all_finite<F32x16>, transpose_dwords,
-                                   int8_epilogue_avx512, float_epilogue};
+const SparseLanes kSparseAvx512 = {fill_sparse_panel<F32x16>, fill_part<F32x16>,
+                                   all_finite<F32x16>,        transpose_dwords,
+                                   int8_epilogue_avx512,      float_epilogue};
 
 }  // namespace trimtab

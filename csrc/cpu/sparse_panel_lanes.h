@@ -95,6 +95,35 @@ void fill_sparse_panel(const void* x, tt_dtype dtype, int64_t x_stride, int rows
   }
 }
 
+// The next part is asked for too: the shuffles set the pace, and a prefetch a row is hidden by them.
+template <class V, class T>
+void fill_part(const T* x, int64_t x_stride, int rows, int count, float* to, int64_t to_stride) {
+  const bool plain = sizeof(T) == 4 && rows == kSparseM;
+  alignas(64) uint32_t cells[kSparseM * 16] = {};
+  for (int k = 0; k < count; k += 16, x += 16, to += 16 * to_stride) {
+    for (int row = 0; row < rows; ++row) __builtin_prefetch(x + row * x_stride + 64, 0, 2);
+    const bool whole = plain && count - k >= 16;
+    for (int row = 0; row < rows && !whole; ++row)
+      fill_cells<V, PanelCell::kF32>(x + row * x_stride, count - k < 16 ? count - k : 16, 0.0f,
+                                     cells + row * 16);
+    transpose_16x16(whole ? reinterpret_cast<const uint32_t*>(x) : cells, whole ? x_stride : 16,
+                    reinterpret_cast<uint32_t*>(to), to_stride);
+  }
+}
+
+template <class V>
+void fill_part(const void* x, tt_dtype dtype, int64_t x_stride, int rows, int count, float* to,
+               int64_t to_stride) {
+  switch (dtype) {
+    case TT_BF16:
+      return fill_part<V>(static_cast<const bf16*>(x), x_stride, rows, count, to, to_stride);
+    case TT_F16:
+      return fill_part<V>(static_cast<const fp16*>(x), x_stride, rows, count, to, to_stride);
+    default:
+      return fill_part<V>(static_cast<const float*>(x), x_stride, rows, count, to, to_stride);
+  }
+}
+
 template <class V, class T>
 bool all_finite(const T* x, int64_t x_stride, int64_t rows, int64_t K) {
   bool finite = true;

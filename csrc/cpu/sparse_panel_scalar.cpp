@@ -30,7 +30,8 @@ WeightEpilogueFn float_epilogue(tt_activation activation, tt_dtype out_dtype) {
 
 }  // namespace
 
-const SparseLanes kSparseScalar = {fill_sparse_panel<F32x1>, all_finite<F32x1>, transpose_dwords,
-                                   int8_epilogue_scalar, float_epilogue};
+const SparseLanes kSparseScalar = {fill_sparse_panel<F32x1>, fill_part<F32x1>,
+                                   all_finite<F32x1>,        transpose_dwords,
+                                   int8_epilogue_scalar,     float_epilogue};
 
 }  // namespace trimtab
