@@ -208,6 +208,8 @@ BAD_DATA = [
     (torch.randn(0, 12), "the calibration data is empty"),
     (torch.full((5, 12), torch.nan), "0: its calibration inputs hold NaN or Inf"),
     ((torch.randn(5, 12), 3), "does not take calibration data"),
+    (torch.randn(5, 12, device="meta"), "0: expected calibration inputs on cpu, got meta"),
+    ([{"input": torch.randn(5, 12)}, {"x": torch.randn(5, 12)}], "batches of the same structure"),
 ]
 
 
@@ -271,3 +273,23 @@ def test_failing_at_the_kth_layer(monkeypatch, at: int) -> None:
             method(net, 0.5, torch.randn(50, 12))
         assert len(calls) == at + 1
         assert same(net, before) and not net[0]._forward_pre_hooks
+        assert all(module.training for module in net.modules())
+
+
+def test_batches_by_keyword_are_joined_by_name() -> None:
+    x, y = torch.randn(4, 3), torch.randn(4, 3)
+    batches = [{"a": x[:2], "b": y[:2]}, {"b": y[2:], "a": x[2:]}]
+    _, joined = calibration.as_call("test", batches)
+    assert torch.equal(joined["a"], x) and torch.equal(joined["b"], y)
+
+
+def test_an_infinite_weight_of_an_input_that_is_always_zero() -> None:
+    net, x = small(), torch.randn(5, 12)
+    x[:, 3] = 0
+    net[0].weight.data[1, 3] = torch.inf
+    before = copy.deepcopy(net)
+    with pytest.raises(ValueError, match=r"wanda_: the score of 0.weight is NaN at \[1, 3\]"):
+        prune.wanda_(net, 0.5, x)
+    with pytest.raises(ValueError, match="magnitude_: 0.weight: expected a finite norm .* got inf"):
+        prune.magnitude_(net, 0.5, norm_scaled=True)
+    assert same(net, before)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from trimtab import prune
+from trimtab.nn import SparseLinear
 from trimtab.prune.masks import Pattern
 from trimtab.reference import prune_masks as reference
 
@@ -157,3 +158,25 @@ def test_attention_and_shared_weights() -> None:
     assert list(prune.masks(model)) == [row.name for row in report.rows] == names
     assert report.sparsity == 0.5
     assert "attention.in_proj_weight   24x8" in str(report) and "50.00%" in str(report)
+
+
+def test_weights_without_values() -> None:
+    model = nn.Sequential(layer(weight((4, 4))), nn.Linear(3, 0), nn.Linear(0, 3))
+    report = prune.magnitude_(model, np.float32(0.5))
+    assert list(prune.masks(model)) == ["0.weight"] and report.sparsity == 0.5
+    for module, what in (
+        (nn.LazyLinear(3), "is still lazy"),
+        (nn.Linear(3, 3, device="meta"), "is on the meta device"),
+    ):
+        with pytest.raises(ValueError, match=f"magnitude_: 0.weight {what}"):
+            prune.magnitude_(nn.Sequential(module), 0.5)
+
+
+@pytest.mark.parametrize("pattern", ["bitmap", "2:4", "block"])
+def test_sparse_layers_are_reported(pattern: str) -> None:
+    model = nn.Sequential(nn.Linear(32, 64), nn.Linear(64, 8))
+    options = {} if pattern == "2:4" else {"sparsity": 0.75}
+    prune.magnitude_(model, pattern="2:4" if pattern == "2:4" else "block", **options)
+    before = prune.report(model).sparsity
+    model[0] = SparseLinear.from_float(model[0], pattern=pattern)
+    assert prune.report(model).sparsity == before and f"{pattern} layer" in str(prune.report(model))

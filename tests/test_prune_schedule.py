@@ -126,11 +126,13 @@ def test_iterative_fails_midway(library) -> None:
     optimizer = library.AdamW(net.parameters(), lr=0.01)
     trainer(net, optimizer)(0)
     before, state = copy.deepcopy(net), copy.deepcopy(optimizer.state_dict())
+    gradient = net[0].weight.grad.clone()
     with pytest.raises(RuntimeError, match="the disk is full"):
         prune.iterative_(
             net, optimizer, trainer(net, optimizer, 5), 9, prune.Cubic(0.5, begin=0, end=8)
         )
     assert same(net, before)
+    assert torch.equal(net[0].weight.grad, gradient) and not optimizer._optimizer_step_pre_hooks
     for key, value in optimizer.state_dict()["state"].items():
         assert all(torch.equal(value[name], state["state"][key][name]) for name in value)
     trainer(net, optimizer)(0)
@@ -198,3 +200,24 @@ def test_structured_masks_on_the_way_and_removes_at_the_end() -> None:
     prune.structured_(net, {"0": 0.5}, x)
     assert net[0].out_features == 16 and net[2].in_features == 16
     torch.testing.assert_close(net(x), want, rtol=1e-5, atol=1e-6)
+
+
+def test_batches_are_fetched_one_by_one() -> None:
+    fetched = []
+
+    class Batches:
+        def __len__(self) -> int:
+            return 3
+
+        def __iter__(self):
+            for at in range(3):
+                fetched.append(at)
+                yield torch.randn(8, 12)
+
+    def watched(net: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        seen.append(len(fetched))
+        return loss(net, batch)
+
+    seen: list[int] = []
+    prune.taylor_(model(), 0.5, Batches(), watched)
+    assert seen == [1, 2, 3]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trimtab import demo_training, optim, prune
+from trimtab.nn import Int8Linear, SparseLinear
 from trimtab.reference import prune_masks as reference
 
 
@@ -303,6 +304,7 @@ def test_wrong_checkpoints() -> None:
             "2.weight: its mask prunes a weight that isn't 0",
         ),
         ("0.weight", torch.zeros(3), "0.weight: expected 2 dimensions"),
+        ("4.bias", torch.zeros(5), r"4.bias: expected at most \[4\], got \[5\]"),
         ("4.spare", torch.zeros(3), "Unexpected key"),
     ):
         with pytest.raises((ValueError, RuntimeError), match=message):
@@ -310,3 +312,92 @@ def test_wrong_checkpoints() -> None:
         assert same(fresh, before)
     prune.load_state_dict_(fresh, state)
     assert np.array_equal(fresh[0].weight_mask.numpy(), state["0.weight_mask"].numpy())
+
+
+class Between(nn.Module):
+    """Something done to the channels between two convolutions."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 3)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.between(self.first(x)))
+
+
+FOLLOWED: dict[str, Callable[[Tensor], Tensor]] = {
+    "hardswish": F.hardswish,
+    "rsub": lambda x: 1 - x,
+    "pad": lambda x: F.pad(x, (0, 1, 2, 0)),
+    "reflect": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
+    "roll": lambda x: x.roll((1, 2), (2, 3)),
+    "flip": lambda x: x.flip(-1),
+    "std": lambda x: x / (1 + x.std((2, 3), keepdim=True)),
+    "bicubic": lambda x: F.interpolate(x, size=(9, 9), mode="bicubic"),
+    "masked_fill_": lambda x: (x * 1).masked_fill_(x > 1, 0),
+}
+MOVED: dict[str, Callable[[Tensor], Tensor]] = {
+    "padded": lambda x: F.pad(x, (0, 0, 0, 0, 0, 1))[:, :16],
+    "moved by number": lambda x: x.roll(1, 1),
+    "moved": lambda x: x.flip(1),
+}
+
+
+@pytest.mark.parametrize("name", [*FOLLOWED, *MOVED])
+def test_between_convolutions(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = Between((FOLLOWED | MOVED)[name]).eval(), torch.randn(2, 3, 8, 8)
+    if name in MOVED:
+        with pytest.raises(ValueError, match=f"nothing can be removed .*channels are {name}"):
+            prune.structured_(model, 0.5, x)
+        return
+    masked = copy.deepcopy(model)
+    prune.structured_(masked, 0.5, x, remove=False)
+    prune.structured_(model, 0.5, x)
+    assert model.first.out_channels == 8
+    torch.testing.assert_close(model(x), masked(x), rtol=0, atol=1e-5)
+
+
+def test_layers_without_a_weight_to_cut_keep_their_channels() -> None:
+    for change in (
+        lambda layer: SparseLinear.from_float(layer),
+        lambda layer: Int8Linear.from_float(layer),
+        nn.utils.parametrizations.weight_norm,
+    ):
+        model = nn.Sequential(*(nn.Linear(32, 32) for _ in range(4)))
+        model[1].weight.data[:, 4:] = 0
+        model[1] = change(model[1])
+        report = prune.structured_(model, 0.5, torch.randn(3, 32))
+        notes = {group.layers[0]: group.note for group in report.groups}
+        assert "whose weight cannot shrink" in notes["0"] and model[2].out_features == 16
+
+
+def test_example_inputs_that_prove_nothing() -> None:
+    model, x = build("mlp")
+    before = copy.deepcopy(model)
+    with pytest.raises(ValueError, match="expected example_inputs of at least one row"):
+        prune.structured_(model, 0.5, x[:0])
+    with pytest.raises(ValueError, match="expected finite outputs on example_inputs, got nan"):
+        prune.structured_(model, 0.5, x * torch.nan)
+    assert same(model, before)
+
+
+@pytest.mark.parametrize("pattern", ["bitmap", "2:4", "block"])
+def test_a_checkpoint_of_sparse_layers_too(pattern: str) -> None:
+    options = {"pattern": pattern, "block": (2, 4)}
+    model, x = build("mlp")
+    column = torch.arange(20)
+    model[0].weight.data[:, (column % 4 > 1) | (column > 7)] = 0
+    prune.magnitude_(model, 0.5, layers=["2"])
+    model[0] = SparseLinear.from_float(model[0], **options)
+    fresh, _ = build("mlp")
+    fresh[0] = SparseLinear(20, 64, **options)
+    before = copy.deepcopy(fresh)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        prune.load_state_dict_(
+            fresh, {k: v for k, v in model.state_dict().items() if k != "4.bias"}
+        )
+    assert same(fresh, before)
+    prune.load_state_dict_(fresh, model.state_dict())
+    assert torch.equal(fresh(x), model(x)) and list(prune.masks(fresh)) == ["2.weight"]

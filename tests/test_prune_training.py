@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from trimtab import optim, prune
+from trimtab.nn import SparseLinear
 
 OURS = ["SGD", "Adam", "AdamW", "RMSprop", "Lion", "Adagrad", "LAMB", "Adafactor", "Muon"]
 TORCH = ["SGD", "Adam", "AdamW", "RMSprop", "NAdam", "Adagrad", "Adadelta"]
@@ -141,3 +142,45 @@ def test_finalize_leaves_a_plain_model() -> None:
     assert torch.equal(net[0].weight, before)
     report = prune.report(net)
     assert report.sparsity == 0.5 and not report.rows[0].masked
+
+
+def test_a_closure_called_many_times_in_a_step() -> None:
+    """LBFGS builds its direction from gradients; held, it learns as on the kept weights alone."""
+    x, y = torch.randn(32, 12), torch.randn(32, 5)
+    losses = []
+    for sparse in (False, True):
+        net = model()
+        prune.magnitude_(net, 0.6)
+        if sparse:
+            net[0], net[2] = (SparseLinear.from_float(net[i]) for i in (0, 2))
+        optimizer = torch.optim.LBFGS(net.parameters(), lr=0.5, max_iter=6)
+        if not sparse:
+            prune.hold_(net, optimizer)
+
+        def closure(net: nn.Module = net, optimizer: torch.optim.Optimizer = optimizer):
+            optimizer.zero_grad()
+            loss = (net(x) - y).square().mean()
+            loss.backward()
+            return loss
+
+        losses.append([optimizer.step(closure).item() for _ in range(6)])
+    assert prune.report(net).sparsity == pytest.approx(0.6, abs=0.01)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and losses[0][-1] < losses[0][0]
+
+
+@pytest.mark.parametrize("library", [optim, torch.optim], ids=["trimtab", "torch"])
+def test_parameters_that_come_and_go(library) -> None:
+    """A group added later is held; parameters that a load exchanges are no longer the optimizer's."""
+    net = model()
+    prune.magnitude_(net, 0.5)
+    optimizer = library.SGD(net[0].parameters(), lr=0.1, momentum=0.9)
+    prune.hold_(net, optimizer)
+    step(net, optimizer)
+    optimizer.add_param_group({"params": net[2].parameters()})
+    for _ in range(2):
+        step(net, optimizer)
+        assert_held(net, optimizer)
+    net.load_state_dict(copy.deepcopy(net.state_dict()), assign=True)
+    before = net[0].weight.detach().clone()
+    step(net, optimizer)
+    assert torch.equal(net[0].weight, before)

@@ -14,7 +14,7 @@ from sparse_linear_cases import blank, each_format, inputs, make, same
 from torch import Tensor, nn
 
 from trimtab import ops
-from trimtab.nn import SparseLinear
+from trimtab.nn import SparseLinear, sparse_format
 
 # --- checkpoints
 
@@ -183,6 +183,26 @@ BAD: dict[str, tuple[tuple[str, bool], object, str]] = {
     ),
     "no-version": (("bitmap", False), lambda s: {"sparse_format": None}, "expected 0.sparse_format"),
     "no-bitmap": (("bitmap", False), lambda s: {"bitmap": None}, "expected 0.bitmap beside"),
+    "bias-shape": (
+        ("block", False),
+        lambda s: {"values": s["values"] + 1, "bias": torch.zeros(51)},
+        "size mismatch for 0.bias",
+    ),
+    "values-list": (
+        ("bitmap", True),
+        lambda s: {"values": s["values"].tolist()},
+        "expected values as a dense tensor, got list",
+    ),
+    "values-sparse": (
+        ("bitmap", True),
+        lambda s: {"values": s["values"].to_sparse()},
+        "expected values as a dense tensor, got torch.sparse_coo",
+    ),
+    "version-list": (
+        ("bitmap", False),
+        lambda s: {"sparse_format": [1, 0, 52, 80]},
+        "expected sparse_format as a dense tensor",
+    ),
     "dense": (
         ("bitmap", False),
         lambda s: {"weight": torch.zeros(52, 80), "values": None, "bitmap": None},
@@ -197,7 +217,7 @@ def test_bad_checkpoint_changes_nothing(case: str) -> None:
     _, layer = make(form)
     model, before = nn.Sequential(layer), copy.deepcopy(layer)
     state = layer.state_dict()
-    state = {**state, **change(state), "bias": torch.full((52,), 7.0)}  # type: ignore[operator]
+    state = {**state, "bias": torch.full((52,), 7.0), **change(state)}  # type: ignore[operator]
     state = {f"0.{name}": part for name, part in state.items() if part is not None}
     with pytest.raises(RuntimeError, match=re.escape(message)):
         model.load_state_dict(state)
@@ -269,13 +289,15 @@ def test_meta_and_back(form: tuple) -> None:
         born = SparseLinear(80, 52, pattern=form[0], block=BLOCK, int8=form[1])
     for module in (meta, born):
         ready = module.to_empty(device="cpu")
-        if ready.values.numel() and form[0] != "block":
-            with pytest.raises(
-                RuntimeError, match="values"
-            ):  # nothing loaded yet: refused, not read
-                ready(inputs())
+        ready.bias.data.zero_()
+        assert not ready(inputs()).any() and not ready.weight.any()  # nothing loaded yet
         ready.load_state_dict(state)
         same(layer, ready.eval())
+    emptied = copy.deepcopy(layer).to_empty(
+        device="cpu"
+    )  # its values may be any, where they stand not
+    for name in sparse_format.RESIDENT[form[0]]:
+        assert torch.equal(getattr(emptied, name), getattr(layer, name))
     assigned = SparseLinear(80, 52, device="meta", pattern=form[0], block=BLOCK, int8=form[1])
     assigned.load_state_dict(state, assign=True)
     same(layer, assigned)

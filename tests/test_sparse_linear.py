@@ -271,9 +271,35 @@ def test_bad_construction() -> None:
         RuntimeError, match=r"SparseLinear: expected mask \[4, 4\] bool, got \[4, 5\]"
     ):
         SparseLinear.from_float(nn.Linear(4, 4), mask=mask)
-    _, layer = make()
-    with pytest.raises(RuntimeError, match="bitmap_linear: expected"):
-        layer(torch.zeros(2, 200))
+    with pytest.raises(RuntimeError, match=r"expected mask \[4, 4\] bool, got list"):
+        SparseLinear.from_float(nn.Linear(4, 4), mask=[True])  # type: ignore[arg-type]
+    for block in (4, (True, 4), (4.0, 4)):
+        with pytest.raises(ValueError, match="SparseLinear: expected block as"):
+            SparseLinear(4, 4, pattern="block", block=block)  # type: ignore[arg-type]
+
+
+@each_pattern
+def test_x_of_another_width(pattern: str) -> None:
+    """Of 81 inputs too, for which rows of 80 bits and their padding have room."""
+    _, layer = make((pattern, False))
+    for shape in ((2, 200), (2, 81), (79,), ()):
+        with pytest.raises(RuntimeError, match=r"SparseLinear: expected x \[..., 80\], got \["):
+            layer(torch.zeros(shape))
+
+
+@each_format
+def test_reset_parameters(form: tuple) -> None:
+    _, layer = make(form)
+    before = copy.deepcopy(layer.state_dict())
+    if form[1]:
+        with pytest.raises(RuntimeError, match="SparseLinear.reset_parameters: .* got int8"):
+            layer.reset_parameters()
+    else:
+        layer.reset_parameters()
+        assert 0 < layer.values.abs().max() <= 80**-0.5 and layer.bias.abs().max() <= 80**-0.5
+    after = layer.state_dict()
+    for name, part in before.items():
+        assert torch.equal(part, after[name]) == (form[1] or name not in ("values", "bias"))
 
 
 @each_pattern
@@ -284,6 +310,10 @@ def test_nan_is_named(pattern: str) -> None:
         dense.weight[9, 1] = float("nan")
     with pytest.raises(ValueError, match=r"expected weights without NaN, got weight\[3, 7\]"):
         SparseLinear.from_float(dense, pattern=pattern, block=BLOCK)
+    with torch.no_grad():
+        dense.weight[3, 7] = float("inf")
+    with pytest.raises(ValueError, match=r"NaN or Inf, which int8 cannot hold, got weight\[3, 7\]"):
+        SparseLinear.from_float(dense, pattern=pattern, block=BLOCK, int8=True)
 
 
 def test_a_misfit_is_named_by_its_first_position() -> None:

@@ -261,7 +261,7 @@ def test_printed_report():
     assert linear.split()[1:4] == ["Linear", "131x96", "swapped"]
     assert linear.endswith("now Int8Linear, computes 0.3 (gelu) as well")
     assert next(x for x in lines if x.startswith("0.3 ")).endswith("computed by 0.2 now")
-    assert "no int8 form of LayerNorm" in text
+    assert "no int8 or sparse form of LayerNorm" in text
     assert "without weights, left alone: 2 Dropout, 1 Tanh" in text
     assert lines[-1].startswith("swapped 3 of 4 modules with weights, 1 activations fused; 0.11 MB")
 

@@ -52,8 +52,8 @@ def test_depthwise_convolution_is_too_small():
 def test_other_convolutions_have_no_int8_form():
     model = nn.Sequential(nn.ConvTranspose2d(32, 32, 3), nn.Conv1d(64, 64, 3))
     assert [row.reason for row in swapped(model).rows] == [
-        "no int8 form of ConvTranspose2d",
-        "no int8 form of Conv1d",
+        "no int8 or sparse form of ConvTranspose2d",
+        "no int8 or sparse form of Conv1d",
     ]
 
 

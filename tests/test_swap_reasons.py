@@ -315,8 +315,8 @@ def test_a_row_for_every_leaf_module():
     report = swapped(model)
     leaves = {name for name, m in model.named_modules() if not list(m.children())}
     assert {row.name for row in report.rows} == leaves
-    assert report["0"].reason == "no int8 form of Conv1d"
-    assert report["2"].reason == "no int8 form of LSTM"
+    assert report["0"].reason == "no int8 or sparse form of Conv1d"
+    assert report["2"].reason == "no int8 or sparse form of LSTM"
     assert report["1.1"].reason == "no weights"
     assert all(row.reason for row in report.rows)
 

@@ -246,6 +246,8 @@ def test_what_has_no_sparse_form_and_what_is_sparse_already() -> None:
 def test_bad_config(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         trimtab.Sparse(**options)
+    with pytest.raises(TypeError, match="Sparse: expected int8 True or False, got 'yes'"):
+        trimtab.Sparse(int8="yes")  # type: ignore[arg-type]
 
 
 def test_config_class_instead_of_instance() -> None:

@@ -63,13 +63,18 @@ class Progress:
 
 
 def progress(items: int | Iterable[Any], label: str, stream: TextIO | None = None) -> Progress:
-    """A Progress over a number of steps (a context) or over a sized iterable (a loop).
+    """A Progress over a number of steps (a context) or over an iterable (a loop).
 
-    ``stream`` is stderr by default, so that what a program prints can be piped.
+    One without a length is listed first. ``stream`` is stderr by default, so that what a program
+    prints can be piped.
     """
     if isinstance(items, int):
         return Progress(items, label, stream)
-    known = list(items)
-    bar = Progress(len(known), label, stream)
-    bar._items = known
+    try:
+        count = len(items)  # type: ignore[arg-type]
+    except TypeError:
+        items = list(items)
+        count = len(items)
+    bar = Progress(count, label, stream)
+    bar._items = items
     return bar

@@ -76,6 +76,8 @@ class Sparse:
                 f"Sparse: expected pattern 'bitmap', '2:4' or 'block', got {self.pattern!r}"
             )
         Pattern.parse("Sparse", self.pattern, self.block)
+        if not isinstance(self.int8, bool):
+            raise TypeError(f"Sparse: expected int8 True or False, got {self.int8!r}")
         if self.sparsity is not None:
             check_sparsity("Sparse", self.sparsity)
             if self.pattern == "2:4" and self.sparsity != 0.5:

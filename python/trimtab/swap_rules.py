@@ -187,7 +187,7 @@ def _no_form(module: nn.Module) -> str:
             return (
                 "MultiheadAttention reads its projections as weights and calls no module for them"
             )
-        return f"no int8 form of {type(module).__name__}"
+        return f"no int8 or sparse form of {type(module).__name__}"
     return NO_WEIGHTS
 
 

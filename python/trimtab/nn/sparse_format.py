@@ -43,7 +43,7 @@ def check_pattern(op: str, pattern: str, block: Sequence[int]) -> None:
     if pattern not in PATTERNS:
         raise ValueError(f"{op}: expected pattern in {list(PATTERNS)}, got {pattern!r}")
     pair = isinstance(block, tuple | list) and len(block) == 2
-    if not pair or not all(isinstance(size, int) and size >= 1 for size in block):
+    if not pair or not all(type(size) is int and size >= 1 for size in block):
         raise ValueError(
             f"{op}: expected block as (outputs, inputs), both integers >= 1, got {block!r}"
         )
@@ -82,24 +82,26 @@ def pack(
 
     Raises:
         RuntimeError: not float32, bfloat16 or float16, or a mask that is no bool of its shape.
-        DoesNotFit: a NaN, a weight that does not fit the pattern (its first position is named), or a
-            result larger in memory than ``weight``.
+        DoesNotFit: a NaN, or an Inf where int8 is asked for; a weight that does not fit the pattern
+            (the first position is named); or a result larger in memory than ``weight``.
     """
     library.expect_float(op, "weight", weight)
     shape = tuple(weight.shape)
     if mask is not None:
+        is_tensor = isinstance(mask, Tensor)
         library.expect(
-            mask.dtype == torch.bool and mask.shape == weight.shape,
-            f"{op}: expected mask {list(shape)} bool, got {library.describe(mask)}",
+            is_tensor and mask.dtype == torch.bool and mask.shape == weight.shape,
+            f"{op}: expected mask {list(shape)} bool, got "
+            f"{library.describe(mask) if is_tensor else type(mask).__name__}",
         )
     matrix = weight.detach().flatten(1)
     keep = matrix != 0 if mask is None else mask.flatten(1)
     matrix = matrix if mask is None else matrix.where(keep, matrix.new_zeros(()))
-    nan = first_true(torch.isnan(matrix))
-    if nan:
-        raise DoesNotFit(
-            f"{op}: expected weights without NaN, got weight{position(_flat(nan, matrix), shape)}"
-        )
+    wild = first_true(~torch.isfinite(matrix) if int8 else torch.isnan(matrix))
+    if wild:
+        what = "NaN or Inf, which int8 cannot hold" if int8 else "NaN"
+        at = position(_flat(wild, matrix), shape)
+        raise DoesNotFit(f"{op}: expected weights without {what}, got weight{at}")
     if pattern == "2:4" and (wrong := misfit24(keep)):
         row, column = wrong[0], wrong[1] // 4 * 4
         raise DoesNotFit(
@@ -208,6 +210,9 @@ def check_saved(
     saved: Parts, pattern: str, block: tuple[int, int], int8: bool, N: int, K: int, rows: int
 ) -> Parts:
     """The resident tensors of a checkpoint's; RuntimeError says what is wrong with them."""
+    for name, given in saved.items():
+        got = given.layout if isinstance(given, Tensor) else type(given).__name__
+        library.expect(got == torch.strided, f"expected {name} as a dense tensor, got {got}")
     values = saved["values"]
     on_meta = any(part.device.type == "meta" for part in saved.values())
     kind = "int8" if int8 else "float32, bfloat16 or float16"

@@ -88,6 +88,11 @@ class SparseLinear(SparseWeight, nn.Linear):
         return self.float_weight()
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            # The op takes any K that rows of its bits have room for.
+            raise RuntimeError(
+                f"SparseLinear: expected x [..., {self.in_features}], got {list(x.shape)}"
+            )
         return self._product(x)
 
     def extra_repr(self) -> str:

@@ -74,11 +74,15 @@ class SparseWeight(nn.Module):
 
     def _set_empty(self, device: torch.device | str | None, bias: bool) -> None:
         """Nothing kept, and a bias of zeros."""
-        N, K, rows = self._sizes()
-        args = (self.pattern, self.block, self.int8, N, K, rows, self.dtype, device)
-        self._set_parts(sparse_format.empty(*args))
+        self._set_parts(self._empty(device))
+        N = self.weight_shape[0]
         zeros = torch.zeros(N, dtype=self.dtype, device=device) if bias else None
         self.register_parameter("bias", None if zeros is None else nn.Parameter(zeros))
+
+    def _empty(self, device: torch.device | str | None) -> Parts:
+        N, K, rows = self._sizes()
+        args = (self.pattern, self.block, self.int8, N, K, rows, self.dtype, device)
+        return sparse_format.empty(*args)
 
     def _take_float(self, module: Any, mask: Tensor | None) -> None:
         """Packs a float layer's weight, by its own mask if none is given; shares its bias."""
@@ -167,6 +171,19 @@ class SparseWeight(nn.Module):
         act = "" if self.activation == "none" else f", activation={self.activation}"
         return f", pattern={self.pattern}{block}{int8}, sparsity={self.sparsity:.3f}{act}"
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draws kept weights and bias anew as torch.nn.Linear does; which are kept stays.
+
+        RuntimeError for int8 values.
+        """
+        name = type(self).__name__
+        library.expect(not self.int8, f"{name}.reset_parameters: expected float values, got int8")
+        bound = max(self._sizes()[1], 1) ** -0.5
+        for parameter in self._parameters.values():
+            if parameter is not None:
+                parameter.uniform_(-bound, bound)
+
     # --- the product
 
     def _product(self, x: Tensor, group: int | None = None) -> Tensor:
@@ -221,6 +238,7 @@ class SparseWeight(nn.Module):
         device = self.values.device
         probe = fn(torch.empty(0, dtype=self.dtype, device=device))
         scale = self._buffers.pop("weight_scale") if self.int8 else None
+        structure = {name: self._buffers[name] for name in RESIDENT[self.pattern]}
         try:
             super()._apply(fn, recurse)
             self.dtype = probe.dtype
@@ -230,14 +248,13 @@ class SparseWeight(nn.Module):
         finally:
             if self.int8:
                 self._buffers["weight_scale"] = scale
+        # to_empty leaves any bytes: none of them may lead a kernel out of bounds.
         if device.type == "meta" and probe.device.type != "meta":
-            # to_empty leaves any bytes: none of them may lead a kernel out of bounds.
-            for name in RESIDENT[self.pattern]:
-                getattr(self, name).zero_()
-            if self.pattern == "2:4":  # no bitmap at all is no 2:4 one: an empty weight's instead
-                N, K, rows = self._sizes()
-                args = (self.pattern, self.block, self.int8, N, K, rows, self.dtype, probe.device)
-                self._buffers["bitmap"] = sparse_format.empty(*args)["bitmap"]
+            self._take(self._empty(probe.device), assign=False)
+        elif probe.device.type != "meta":
+            for name, old in structure.items():
+                if (new := self._buffers[name]) is not old:
+                    new.copy_(old)  # type: ignore[union-attr,arg-type]
         self._derive()
         return self
 
@@ -279,6 +296,7 @@ class SparseWeight(nn.Module):
                 return
         # nn.Module looks for each parameter itself: values' size is the checkpoint's to say.
         values = self._parameters.pop("values", None)
+        problems = len(error_msgs)
         try:
             super()._load_from_state_dict(
                 rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
@@ -288,6 +306,8 @@ class SparseWeight(nn.Module):
                 self._parameters = {"values": values, **self._parameters}
         if parts is None:
             missing_keys.extend(missing if strict else [])
+            return
+        if len(error_msgs) > problems:  # the bias does not fit: nothing is taken
             return
         self._take(parts, bool(local_metadata.get("assign_to_params_buffers")))
 
@@ -300,6 +320,10 @@ class SparseWeight(nn.Module):
             )
         version = own["sparse_format"]
         if version is not None:
+            library.expect(
+                isinstance(version, Tensor) and version.layout == torch.strided,
+                f"expected sparse_format as a dense tensor, got {type(version).__name__}",
+            )
             library.expect(
                 version.dtype == torch.int32 and version.dim() == 1 and version.numel() >= 2,
                 f"expected sparse_format int32 [{2 + len(self.weight_shape)}], got "

@@ -29,12 +29,12 @@ def as_call(op: str, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if not inputs:
             raise ValueError(f"{op}: expected calibration data, got an empty list")
         calls = [as_call(op, batch) for batch in inputs]
-        parts = [[*args, *kwargs.values()] for args, kwargs in calls]
-        joined = [_join(op, column) for column in zip(*parts)]
-        if any(len(part) != len(joined) for part in parts):
+        count, names = len(calls[0][0]), calls[0][1].keys()
+        if any(len(args) != count or kwargs.keys() != names for args, kwargs in calls):
             raise ValueError(f"{op}: expected calibration batches of the same structure")
-        count = len(calls[0][0])
-        return tuple(joined[:count]), dict(zip(calls[0][1], joined[count:]))
+        joined = [_join(op, column) for column in zip(*(args for args, _ in calls))]
+        named = {key: _join(op, tuple(kwargs[key] for _, kwargs in calls)) for key in names}
+        return tuple(joined), named
     if isinstance(inputs, Tensor):
         return (inputs,), {}
     if isinstance(inputs, Mapping):
@@ -132,7 +132,7 @@ def each_layer(
 
     handles = []
     bar: Progress
-    with Undo() as undo, torch.no_grad(), evaluating(model):
+    with torch.no_grad(), evaluating(model), Undo() as undo:
         with calling_out_proj(model), progress(len(chosen), op) as bar:
             try:
                 for module in list(waiting):
@@ -176,8 +176,13 @@ def seen(target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Parts
 
 
 def check_inputs(op: str, target: Target, parts: Parts) -> None:
-    """ValueError for NaN, Inf, nothing, or integers."""
+    """ValueError for NaN, Inf, nothing, integers, or another device."""
     for _, x in parts:
+        if x.device != target.weight.device:
+            raise ValueError(
+                f"{op}: {target.layer}: expected calibration inputs on {target.weight.device}, got "
+                f"{x.device}"
+            )
         if not x.is_floating_point():
             raise ValueError(
                 f"{op}: {target.layer}: expected floating-point calibration inputs, got {x.dtype}"

@@ -227,6 +227,9 @@ def report(tracer: Tracer, name: str, module: Any, given: list[Tensor], out: Any
     if isinstance(module, nn.MultiheadAttention):
         _attention(tracer, name, module, given, out[0])
         return
+    if "weight" not in module._parameters:  # int8, sparse, parametrized
+        tracer.freeze(given, f"{name} is a {type(module).__name__}, whose weight cannot shrink")
+        return
     labels = dict(tracer.get(x))
     if isinstance(module, (nn.Linear, nn.Embedding)):
         at = out.dim() - 1

@@ -194,6 +194,24 @@ def reduce(
         tracer.put(out, {d - sum(g < d for g in gone): ids for d, ids in labels.items()})
 
 
+def pad(tracer: Any, out: Tensor, x: Tensor, sides: Sequence[int], *_: Any) -> None:
+    """Pairs of sides, the last dimension's first."""
+    padded = {x.dim() - 1 - at // 2 for at, count in enumerate(sides) if count}
+    if padded & tracer.get(x).keys():
+        raise LosesChannels("channels are padded")
+    tracer.put(out, dict(tracer.get(x)))
+
+
+def flip(tracer: Any, out: Tensor, x: Tensor, dims: Sequence[int]) -> None:
+    if {dim % x.dim() for dim in dims} & tracer.get(x).keys():
+        raise LosesChannels("channels are moved by number")
+    tracer.put(out, dict(tracer.get(x)))
+
+
+def roll(tracer: Any, out: Tensor, x: Tensor, _: Any, dims: Sequence[int] = ()) -> None:
+    flip(tracer, out, x, dims or range(x.dim()))
+
+
 def spatial(tracer: Any, out: Any, x: Tensor, *_: Any, **__: Any) -> None:
     """Pooling and resizing: all but the last dimensions pass."""
     outs = [out] if isinstance(out, Tensor) else list(out)
@@ -246,8 +264,9 @@ RULES: dict[str, Callable[..., None]] = dict(
     chain.from_iterable(
         table.items()
         for table in (
-            _each(elementwise, "add add_ mul mul_ sub sub_ div div_ where"),
+            _each(elementwise, "add add_ mul mul_ sub sub_ div div_ rsub where masked_fill_"),
             _each(same, "clone detach alias _to_copy contiguous lift_fresh gelu native_dropout"),
+            _each(same, "hardswish hardswish_"),
             _each(permute, "permute"),
             _each(transpose, "transpose t"),
             _each(expand, "expand"),
@@ -258,9 +277,18 @@ RULES: dict[str, Callable[..., None]] = dict(
             _each(slice_, "slice"),
             _each(cut, "split split_with_sizes"),
             _each(cat, "cat"),
-            _each(reduce, "mean sum amax amin"),
+            _each(reduce, "mean sum amax amin std var"),
+            _each(pad, "constant_pad_nd"),
+            _each(flip, "flip"),
+            _each(roll, "roll"),
             _each(spatial, "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d"),
             _each(spatial, "adaptive_max_pool2d upsample_nearest2d upsample_bilinear2d"),
+            _each(spatial, "max_pool3d_with_indices avg_pool3d _adaptive_avg_pool3d"),
+            _each(spatial, "adaptive_max_pool3d upsample_nearest1d upsample_linear1d"),
+            _each(spatial, "upsample_nearest3d upsample_trilinear3d upsample_bicubic2d"),
+            _each(spatial, "_upsample_bilinear2d_aa _upsample_bicubic2d_aa"),
+            _each(spatial, "reflection_pad1d reflection_pad2d reflection_pad3d"),
+            _each(spatial, "replication_pad1d replication_pad2d replication_pad3d"),
             _each(softmax, "_softmax softmax"),
             _each(bmm, "bmm"),
             _each(attend, "_scaled_dot_product_flash_attention_for_cpu"),

@@ -7,7 +7,7 @@ from torch import nn
 
 from .apply import Sparsity, choose, layers_of, set_masks_, sparsities, units_of
 from .checks import number
-from .masks import Pattern
+from .masks import Pattern, check_scores
 from .report import PruneReport
 from .state import Layers, targets
 
@@ -54,7 +54,12 @@ def magnitude_(
         weight = target.weight.detach()
         score = weight.abs()
         if norm_scaled:
+            check_scores(op, target.name, score)
             norm = torch.linalg.vector_norm(score, dtype=torch.float64)
+            if bool(torch.isinf(norm)):
+                raise ValueError(
+                    f"{op}: {target.name}: expected a finite norm to divide by, got inf"
+                )
             score = score.double() / torch.where(norm > 0, norm, 1.0)
         scores.append(score)
     units = units_of(op, chosen, scores, kind)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
@@ -24,11 +25,12 @@ def kept(count: int, sparsity: float) -> int:
 
 def check_sparsity(op: str, sparsity: object) -> float:
     """``sparsity`` as a float; ValueError outside [0, 1]."""
-    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)):
+    if isinstance(sparsity, bool) or not isinstance(sparsity, Real):
         raise TypeError(f"{op}: expected a number as sparsity, got {sparsity!r}")
-    if not 0 <= sparsity <= 1:
+    share = float(sparsity)
+    if not 0 <= share <= 1:
         raise ValueError(f"{op}: expected sparsity in [0, 1], got {sparsity}")
-    return float(sparsity)
+    return share
 
 
 def check_scores(op: str, name: str, scores: Tensor) -> None:
@@ -91,7 +93,7 @@ def block_sums(values: Tensor, block: tuple[int, int]) -> Tensor:
     rows, columns = -(-values.shape[0] // high), -(-values.shape[1] // wide)
     room = (0, columns * wide - values.shape[1], 0, rows * high - values.shape[0])
     padded = torch.nn.functional.pad(values.double(), room)
-    total = padded.reshape(rows, high, columns, wide).transpose(1, 2).reshape(rows, columns, -1)
+    total = padded.reshape(rows, high, columns, wide).transpose(1, 2).flatten(2)
     size = 1 << (high * wide - 1).bit_length()
     total = torch.nn.functional.pad(total, (0, size - high * wide))
     while size > 1:
@@ -173,7 +175,7 @@ class Pattern:
 
         Squared, in float64: they rank alike, and torch's root of a double may be an ulp off.
         """
-        flat = scores.reshape(scores.shape[0], -1)
+        flat = scores.flatten(1)
         if not self.squares:
             return flat
         tile = self.tile(scores.shape)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nn.sparse_weight import SparseWeight
 from . import state
 from .attention import PrunedMultiheadAttention
 from .checks import expect, expect_model
@@ -110,7 +111,7 @@ def load_state_dict_(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None
 
     Raises:
         ValueError: a mask that is not a bool of its parameter's shape, or prunes a weight that isn't
-            zero; a tensor of another number of dimensions.
+            zero; a tensor of another number of dimensions, or larger than the model's.
         RuntimeError: missing and unexpected keys, as from load_state_dict. The model is then as it was.
     """
     expect_model("load_state_dict_", model)
@@ -120,6 +121,8 @@ def load_state_dict_(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None
         for name, module in model.named_modules():
             prefix = f"{name}." if name else ""
             undo.save(module)
+            if isinstance(module, SparseWeight):
+                continue  # takes whatever fits its format
             if isinstance(module, nn.LayerNorm) and f"{prefix}dense_features" in state_dict:
                 become_layer_norm_(module)
             if isinstance(module, nn.MultiheadAttention) and f"{prefix}head_dim" in state_dict:
@@ -127,7 +130,8 @@ def load_state_dict_(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None
             _resize(module, prefix, state_dict)
             _take_masks(module, prefix, state_dict)
         for module in model.modules():
-            fit_(module)
+            if not isinstance(module, SparseWeight):
+                fit_(module)
         model.load_state_dict(state_dict)
     state._changes += 1
 
@@ -142,6 +146,11 @@ def _resize(module: nn.Module, prefix: str, state_dict: Mapping[str, Tensor]) ->
                 raise ValueError(
                     f"load_state_dict_: {prefix}{key}: expected {old.dim()} dimensions, got "
                     f"{list(given.shape)}"
+                )
+            if any(size > own for size, own in zip(given.shape, old.shape)):
+                raise ValueError(
+                    f"load_state_dict_: {prefix}{key}: expected at most {list(old.shape)}, got "
+                    f"{list(given.shape)}, which no pruning leaves"
                 )
             new = torch.empty(given.shape, dtype=old.dtype, device=old.device)
             if table is module._parameters:

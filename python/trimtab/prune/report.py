@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
+from ..nn.sparse_weight import SparseWeight
 from .checks import expect_model
 from .state import ATTENTION, LAYERS, masked
 
@@ -60,11 +62,16 @@ class PruneReport:
 
 
 def report(model: nn.Module) -> PruneReport:
-    """Sparsity of every Linear, convolution and attention projection, and of all masked weights."""
+    """Sparsity of every Linear, convolution, attention projection, sparse layer and masked weight."""
     expect_model("report", model)
     held = {id(target.weight) for target in masked(model)}
     rows, seen = [], set()
     for layer, module in model.named_modules():
+        if isinstance(module, SparseWeight):
+            name = f"{layer}.weight" if layer else "weight"
+            total = torch.Size(module.weight_shape).numel()
+            zeros = total - int(module.values.detach().count_nonzero())
+            rows.append(Row(name, module.weight_shape, zeros, False, f"{module.pattern} layer"))
         for key, weight in module._parameters.items():
             kind = isinstance(module, LAYERS) and key == "weight"
             kind |= isinstance(module, nn.MultiheadAttention) and key in ATTENTION

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -94,7 +95,8 @@ def iterative_(
 
     Raises:
         ValueError: steps < 1, a schedule that ends after them, a ``prune`` that exchanges parameters.
-        whatever ``train_step`` and ``prune`` raise. Model and optimizer are then what they were.
+        whatever ``train_step`` and ``prune`` raise. Model, gradients and optimizer are then what they
+        were.
     """
     prune = prune or magnitude_
     op = "iterative_"
@@ -110,25 +112,40 @@ def iterative_(
             f"{op}: expected {last} of the schedule < steps={steps}, got {getattr(schedule, last)}: it "
             "would not reach its final sparsity"
         )
+    with _as_it_was(model, optimizer), progress(steps, label) as bar:
+        hold_(model, optimizer)
+        parameters = {name: id(p) for name, p in model.named_parameters()}
+        for step in range(steps):
+            sparsity = schedule(step)
+            if sparsity is not None:
+                prune(model, check_sparsity(op, sparsity))
+                _check_same(op, parameters, model)
+                bar.advance(f"{sparsity:.1%} pruned", steps=0)
+            train_step(step)
+            bar.advance()
+    return report(model)
+
+
+@contextmanager
+def _as_it_was(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """After an error: weights, gradients, the optimizer's state and what holds masks under it."""
     saved = copy.deepcopy(optimizer.state_dict())
+    held = optimizer.__dict__.get("_hold")
+    grads = [(p, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
     try:
-        with Undo() as undo, progress(steps, label) as bar:
+        with Undo() as undo:
             for module in model.modules():
                 undo.save(module)
-            hold_(model, optimizer)
-            parameters = {name: id(p) for name, p in model.named_parameters()}
-            for step in range(steps):
-                sparsity = schedule(step)
-                if sparsity is not None:
-                    prune(model, check_sparsity(op, sparsity))
-                    _check_same(op, parameters, model)
-                    bar.advance(f"{sparsity:.1%} pruned", steps=0)
-                train_step(step)
-                bar.advance()
+            yield
     except BaseException:
         optimizer.load_state_dict(saved)
+        for parameter, grad in grads:
+            parameter.grad = grad
+        if (hold := optimizer.__dict__.pop("_hold", None)) is not None and hold is not held:
+            hold.remove()
+        if held is not None:
+            optimizer.__dict__["_hold"] = held
         raise
-    return report(model)
 
 
 def _check_same(op: str, before: dict[str, int], model: nn.Module) -> None:

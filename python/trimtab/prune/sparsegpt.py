@@ -78,7 +78,7 @@ def sparsegpt_(
 
     def prune(target: Target, parts: Parts) -> None:
         weight = target.weight.detach()
-        flat = weight.reshape(weight.shape[0], -1)
+        flat = weight.flatten(1)
         high = kind.tile(weight.shape)[0]
         if len(parts) > 1 and kind.squares and any(len(flat[rows]) % high for rows, _ in parts):
             raise ValueError(

@@ -54,7 +54,7 @@ def targets(op: str, model: nn.Module, layers: Layers = None) -> list[Target]:
 
     Raises:
         TypeError: a named layer is of a type that can't be pruned.
-        ValueError: a name that isn't there, or nothing to prune.
+        ValueError: a name that isn't there, nothing to prune, or a weight that is lazy or on meta.
     """
     expect_model(op, model)
     modules = dict(model.named_modules())
@@ -79,6 +79,10 @@ def targets(op: str, model: nn.Module, layers: Layers = None) -> list[Target]:
             found.setdefault(id(target.weight), target)
     if not found:
         raise ValueError(f"{op}: the model has no layers to prune (or the filter takes none)")
+    for target in found.values():
+        if nn.parameter.is_lazy(target.weight) or target.weight.is_meta:
+            kind = "is on the meta device" if target.weight.is_meta else "is still lazy"
+            raise ValueError(f"{op}: {target.name} {kind}: it has no values to prune by")
     return list(found.values())
 
 
@@ -92,7 +96,9 @@ def _weights(name: str, module: nn.Module) -> list[Target]:
     found = []
     for key in keys:
         weight = module._parameters.get(key)
-        if weight is not None and weight.is_floating_point():
+        if weight is None or not weight.is_floating_point():
+            continue
+        if nn.parameter.is_lazy(weight) or weight.numel():
             found.append(Target(name, module, key))
     return found
 
@@ -181,7 +187,8 @@ class Hold:
         self._elementwise = self._fused and not isinstance(optimizer, MatrixStep)
         self._seen: dict[Tensor, tuple[Tensor, int]] = {}
         self._targets: list[Target] = []
-        self._changes = -1
+        self._owned: set[Tensor] = set()
+        self._stamp = (-1, -1)  # masks set and taken away so far, and parameters of the optimizer
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
@@ -200,10 +207,12 @@ class Hold:
 
     def _refresh(self) -> None:
         """Masks may have been set, taken away, loaded or moved since the last step."""
-        if self._changes != _changes:
-            owned = {p for group in self._optimizer.param_groups for p in group["params"]}
+        groups = self._optimizer.param_groups
+        stamp = _changes, sum(len(group["params"]) for group in groups)
+        if self._stamp != stamp:
+            owned = self._owned = {p for group in groups for p in group["params"]}
             self._targets = [t for t in masked(self._model) if t.weight in owned]
-            self._changes = _changes
+            self._stamp = stamp
             current = {t.weight for t in self._targets}
             for param in [p for p in self._seen if p not in current]:
                 del self._seen[param]
@@ -211,18 +220,38 @@ class Hold:
                     self._optimizer.set_mask(param, None)  # type: ignore[attr-defined]
         for target in self._targets:
             mask, param = target.mask, target.weight
-            if mask is None:
+            if mask is None or param not in self._owned:  # exchanged by a load with assign=True
                 continue
             if (seen := self._seen.get(param)) is None or not same(seen, mask):
                 self._seen[param] = mask, mask._version
                 if self._fused:
                     self._optimizer.set_mask(param, mask)  # type: ignore[attr-defined]
 
-    @torch.no_grad()
-    def _before(self, *_: Any) -> None:
+    def _before(
+        self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self._refresh()
         if self._elementwise:
-            return  # the step leaves these gradients out by itself
+            return None  # the step leaves these gradients out by itself
+        self._leave_out()
+        # A closure makes new gradients, LBFGS' several times in a step.
+        named = {name: self._masking(value) for name, value in kwargs.items()}
+        return tuple(self._masking(value) for value in args), named
+
+    def _masking(self, argument: Any) -> Any:
+        """A closure whose gradients are masked; anything else as it is."""
+        if not callable(argument):
+            return argument
+
+        def closure() -> Any:
+            loss = argument()
+            self._leave_out()
+            return loss
+
+        return closure
+
+    @torch.no_grad()
+    def _leave_out(self) -> None:
         for param, (mask, _version) in self._seen.items():
             if param.grad is not None:
                 param.grad.masked_fill_(~mask, 0.0)
@@ -245,8 +274,9 @@ def hold_(model: nn.Module, optimizer: torch.optim.Optimizer) -> Hold:
     """Keeps the pruned weights of ``model`` and their optimizer state at exactly zero.
 
     trimtab.optim masks inside its step, in the same pass. Any other torch optimizer gets hooks: before
-    a step gradients of pruned weights are zeroed, after it the weights and the states of their shape.
-    Masks set, changed, loaded or finalized later are followed. ``remove()`` of the result ends it.
+    a step, and after each call of its closure, gradients of pruned weights are zeroed, after it the
+    weights and the states of their shape. Masks set, changed, loaded or finalized later are followed,
+    and groups of parameters added. ``remove()`` of the result ends it.
 
     Raises:
         TypeError: not a module, or not a torch optimizer.

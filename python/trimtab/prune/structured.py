@@ -342,6 +342,8 @@ def _compare(
         removed = _run(model, args, kwargs)
     except Exception as error:
         raise ValueError(f"{OP}: the model does not run with smaller layers: {error}") from error
+    if not any(one.numel() for one in masked):
+        raise ValueError(f"{OP}: expected example_inputs of at least one row, got empty outputs")
     for one, other in zip(masked, removed):
         if one.shape != other.shape:
             raise ValueError(
@@ -351,6 +353,8 @@ def _compare(
             continue
         scale = float(one.abs().max())
         worst = float((one.double() - other.double()).abs().max())
+        if not math.isfinite(scale):
+            raise ValueError(f"{OP}: expected finite outputs on example_inputs, got {scale}")
         low = one.dtype in (torch.float16, torch.bfloat16)
         if not worst <= (0.05 if low else TOLERANCE) * scale + 1e-6:
             raise ValueError(

@@ -54,7 +54,10 @@ class Undo:
                     module.__dict__[key] = value
             with torch.no_grad():
                 for tensor, value in copies:
-                    tensor.copy_(value)
+                    if tensor.shape == value.shape and tensor.dtype == value.dtype:
+                        tensor.copy_(value)
+                    else:  # .half(), or the values of a sparse layer that took a checkpoint
+                        tensor.data = value
         self._saved.clear()
 
     def __enter__(self) -> Undo:

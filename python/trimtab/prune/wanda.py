@@ -47,7 +47,11 @@ def wanda_(
         check_scores(op, target.name, target.weight.detach())
 
     def prune(target: Target, parts: Parts) -> None:
-        units = demoted(target, kind.units(scores(target, parts)), kind)
+        score = scores(target, parts)
+        check_scores(
+            op, f"the score of {target.name}", score
+        )  # Inf times an input that is always 0
+        units = demoted(target, kind.units(score), kind)
         keep: Tensor | None = None
         if kind.kind == "unstructured":
             keep = largest_of_rows(units, kept(units.shape[1], wanted[target.name]))
@@ -65,7 +69,7 @@ def wanda_(
 def scores(target: Target, parts: Parts) -> Tensor:
     """|W| times the norm of the inputs, of the weight's shape; float32."""
     weight = target.weight.detach()
-    flat = weight.reshape(weight.shape[0], -1).float().abs()
+    flat = weight.flatten(1).float().abs()
     result = torch.empty_like(flat)
     for rows, x in parts:
         norms = torch.linalg.vector_norm(x, dim=0, dtype=torch.float64).float()
