@@ -257,7 +257,7 @@ def test_bad_construction() -> None:
         ValueError, match=r"SparseLinear: expected pattern in .*'bitmap'.*, got '3:4'"
     ):
         SparseLinear(4, 4, pattern="3:4")
-    for block, got in (((0, 4), r"\(0, 4\)"), (32, "32"), (None, "None"), ((4,), r"\(4,\)")):
+    for block, got in (((0, 4), r"\(0, 4\)"), (32, "32"), (None, "None"), ((True, 4), "")):
         with pytest.raises(ValueError, match=f"SparseLinear: expected block as .* got {got}"):
             SparseLinear(4, 4, pattern="block", block=block)
     with pytest.raises(ValueError, match="SparseLinear: expected activation in"):
@@ -273,9 +273,6 @@ def test_bad_construction() -> None:
         SparseLinear.from_float(nn.Linear(4, 4), mask=mask)
     with pytest.raises(RuntimeError, match=r"expected mask \[4, 4\] bool, got list"):
         SparseLinear.from_float(nn.Linear(4, 4), mask=[True])  # type: ignore[arg-type]
-    for block in (4, (True, 4), (4.0, 4)):
-        with pytest.raises(ValueError, match="SparseLinear: expected block as"):
-            SparseLinear(4, 4, pattern="block", block=block)  # type: ignore[arg-type]
 
 
 @each_pattern
