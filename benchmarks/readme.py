@@ -321,6 +321,25 @@ def sparse_products(rows: Rows) -> str:
     return markdown(head, body)
 
 
+def sparse_convolutions(rows: Rows) -> str:
+    """A row a dtype and layer: torch's time over ours at each sparsity."""
+    timed: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    for row in rows:
+        sparsity = f"{100 * extra(row)['sparsity']:.0f} %"
+        times = timed.setdefault((row["mode"], row["x_value"]), {}).setdefault(sparsity, {})
+        times[row["provider"]] = us(row)
+    sparsities = list(dict.fromkeys(s for found in timed.values() for s in found))
+    ratios = {
+        layer: [found[s]["torch"] / found[s]["trimtab"] for s in sparsities]
+        for layer, found in timed.items()
+    }
+    body = [[*layer, *(f"{ratio:.2f}" for ratio in values)] for layer, values in ratios.items()]
+    for mode in dict.fromkeys(mode for mode, _ in ratios):
+        columns = zip(*(values for layer, values in ratios.items() if layer[0] == mode))
+        body.append([mode, "geomean", *(f"{geomean(column):.2f}" for column in columns)])
+    return markdown(["dtype", "layer", *sparsities], body)
+
+
 def sparse_dispatcher(rows: Rows) -> str:
     found = {row["metric"]: row["y_50"] for row in rows if row["mode"] == "summary"}
     ratios = [us(row) for row in rows if row["metric"] == "ratio"]
@@ -372,6 +391,7 @@ PARTS: dict[str, Callable[[Rows], str]] = {
     "training_seeds": training_seeds,
     "optim": optim,
     "bitmap_linear": sparse_products,
+    "bitmap_conv2d": sparse_convolutions,
     "block_linear": sparse_products,
     "sparse_dispatcher": sparse_dispatcher,
     "prune": prune,

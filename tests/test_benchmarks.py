@@ -14,7 +14,7 @@ from trimtab import ops
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 # The demo has a test of its own; the linear layer is taken apart below.
-SMALL = ("int8_mm", "int8_pack", "optim", "quantize_int8", "structured")
+SMALL = ("bitmap_conv2d", "int8_mm", "int8_pack", "optim", "quantize_int8", "structured")
 
 
 def bench(name: str, out: Path, *arguments: str) -> subprocess.CompletedProcess:

@@ -35,6 +35,8 @@ COMPANIONS = {
 
 # What an op may lack, and why. A line whose file exists after all fails, so this list stays true.
 EXCEPTIONS = {
+    "kernels/bitmap_conv2d": "on a GPU SparseConv2d multiplies patches by bitmap_linear",
+    "cuda/bitmap_conv2d": "on a GPU SparseConv2d multiplies patches by bitmap_linear",
     "cuda/int8_conv2d": "CPU only so far",
     "cuda/int8_embedding": "CPU only so far",
     "cuda/int8_embedding_bag": "CPU only so far",

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from trimtab import ops
-from trimtab.ops.int8_conv2d import padding_sides, pair
+from trimtab.ops.conv2d import padding_sides, pair
 from trimtab.reference.int8_conv2d import int8_conv2d as reference
 from trimtab.reference.int8_conv2d import patches
 

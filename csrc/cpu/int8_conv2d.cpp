@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "cpu/conv2d_check.h"
 #include "cpu/int8_conv2d.h"
 #include "cpu/int8_product.h"
 #include "cpu/isa.h"
@@ -216,37 +217,6 @@ void run_depthwise(const Conv& conv, const Images& images, const Depthwise& tabl
   });
 }
 
-tt_status check(const tt_conv2d* s, const void* x, tt_dtype x_dtype) {
-  if (s == nullptr || s->batch < 0 || s->channels < 1 || s->height < 0 || s->width < 0 ||
-      s->out_channels < 1 || s->groups < 1 || s->kernel_h < 1 || s->kernel_w < 1 ||
-      s->stride_h < 1 || s->stride_w < 1 || s->dilation_h < 1 || s->dilation_w < 1) {
-    return set_error(TT_INVALID_ARGUMENT,
-                     "%s: expected channels, groups, kernel, stride and dilation >= 1", kOp);
-  }
-  if (s->pad_top < 0 || s->pad_bottom < 0 || s->pad_left < 0 || s->pad_right < 0) {
-    return set_error(TT_INVALID_ARGUMENT, "%s: expected padding >= 0", kOp);
-  }
-  if (s->channels % s->groups != 0 || s->out_channels % s->groups != 0) {
-    return set_error(
-        TT_INVALID_ARGUMENT,
-        "%s: expected groups that divide the channels, got %lld in, %lld out, groups %lld", kOp,
-        (long long)s->channels, (long long)s->out_channels, (long long)s->groups);
-  }
-  if (tt_conv2d_out_height(s) < 1 || tt_conv2d_out_width(s) < 1) {
-    return set_error(TT_INVALID_ARGUMENT,
-                     "%s: expected a kernel no larger than the padded image, got kernel %lldx%lld "
-                     "(dilation %lldx%lld) on %lldx%lld",
-                     kOp, (long long)s->kernel_h, (long long)s->kernel_w, (long long)s->dilation_h,
-                     (long long)s->dilation_w, (long long)(s->height + s->pad_top + s->pad_bottom),
-                     (long long)(s->width + s->pad_left + s->pad_right));
-  }
-  if (dtype_size(x_dtype) == 0 || (x == nullptr && s->batch > 0 && s->height * s->width > 0)) {
-    return set_error(TT_INVALID_ARGUMENT,
-                     "%s: expected x of float32, bfloat16 or float16, not NULL", kOp);
-  }
-  return TT_OK;
-}
-
 }  // namespace
 }  // namespace trimtab
 
@@ -256,7 +226,7 @@ tt_status tt_int8_conv2d(const tt_conv2d* shape, const void* x, tt_dtype x_dtype
                          int32_t x_channels_last, const int8_t* b_packed,
                          const tt_epilogue* epilogue, int32_t out_channels_last,
                          const tt_parallel* parallel) {
-  tt_status status = check(shape, x, x_dtype);
+  tt_status status = check_conv2d(kOp, shape, x, x_dtype);
   if (status != TT_OK) return status;
   const Conv conv(*shape);
   const int64_t O = shape->out_channels, pixels = conv.out_h * conv.out_w;

@@ -5,6 +5,7 @@
 // where rows are many (ops/sparse_fallback.py).
 #include <trimtab/bitmap_linear.h>
 
+#include "bitmap.h"
 #include "cuda.h"
 #include "sparse.h"
 
@@ -12,22 +13,6 @@ namespace trimtab {
 namespace {
 
 constexpr const char* kOp = "bitmap_linear";
-
-// The weight as the C interface takes it.
-tt_bitmap bitmap_of(const Tensor& values, const Tensor& bitmap, const Tensor& row_start,
-                    tt_dtype dtype, int64_t K, const Place& place) {
-  const int64_t N = bitmap.sizes()[0];
-  TT_CHECK(bitmap.sizes()[1] == tt_bitmap_row_bytes(K) && bitmap.is_contiguous(), kOp,
-           ": expected a contiguous bitmap [N, ", tt_bitmap_row_bytes(K), "] for K=", K, ", got ",
-           describe(bitmap));
-  check_tensor(kOp, "row_start", row_start, ScalarType::Long, 1, place);
-  TT_CHECK(row_start.numel() == N + 1 && row_start.is_contiguous(), kOp,
-           ": expected a contiguous row_start [N + 1=", N + 1, "], got ", describe(row_start));
-  TT_CHECK(values.dim() == 1 && values.is_contiguous(), kOp,
-           ": expected contiguous values [kept], got ", describe(values));
-  return {values.const_data_ptr(), dtype, static_cast<const uint8_t*>(bitmap.const_data_ptr()),
-          static_cast<const int64_t*>(row_start.const_data_ptr()), values.numel()};
-}
 
 Tensor on_cpu(const Tensor& x, const SparseArgs& args, const tt_bitmap& weight, const Rows& rows) {
   const Tensor out = empty_rows(x, args.N, x.scalar_type());
@@ -58,7 +43,8 @@ Tensor bitmap_linear(const Tensor& x, const Tensor& values, const Tensor& bitmap
   check_tensor(kOp, "bitmap", bitmap, ScalarType::Byte, 2, place);
   const SparseArgs args(kOp, x, values, weight_scale, bias, activation, bitmap.sizes()[0], place);
   const Rows rows = place.is_cuda() ? cuda_rows(x) : Rows(x);
-  const tt_bitmap weight = bitmap_of(values, bitmap, row_start, args.values_dtype, rows.K, place);
+  const tt_bitmap weight =
+      bitmap_of(kOp, values, bitmap, row_start, args.values_dtype, rows.K, place);
   if (!place.is_cuda()) return on_cpu(x, args, weight, rows);
   const bool few = rows.M <= TT_BITMAP_LINEAR_CUDA_MAX_M, by_cuda = cuda_serves(kOp, place);
   if (few && by_cuda && is_aligned(weight.values, 16) && is_aligned(weight.bits, 8))

@@ -5,32 +5,13 @@
 #include <trimtab/int8_conv2d.h>
 
 #include "adapter.h"
+#include "conv2d.h"
 #include "epilogue.h"
 
 namespace trimtab {
 namespace {
 
 constexpr const char* kOp = "int8_conv2d";
-using Ints = std::vector<int64_t>;
-
-void check_ints(const char* op, const char* name, const Ints& values, size_t count, int64_t least) {
-  bool good = values.size() == count;
-  for (const int64_t value : values) good = good && value >= least;
-  std::string text;
-  for (size_t i = 0; i < values.size(); ++i) text += (i ? ", " : "") + std::to_string(values[i]);
-  TT_CHECK(good, op, ": expected ", name, " of ", count, " integers >= ", least, ", got [", text,
-           "]");
-}
-
-tt_conv2d weight_shape(const char* op, int64_t O, int64_t C, int64_t kernel_h, int64_t kernel_w,
-                       int64_t groups) {
-  TT_CHECK(O > 0 && C > 0 && kernel_h > 0 && kernel_w > 0, op,
-           ": expected channels and kernel sizes >= 1, got out ", O, ", in ", C, ", kernel ",
-           kernel_h, "x", kernel_w);
-  TT_CHECK(groups > 0 && C % groups == 0 && O % groups == 0, op, ": expected groups that divide ",
-           C, " input and ", O, " output channels, got ", groups);
-  return {0, C, 0, 0, O, groups, kernel_h, kernel_w, 1, 1, 0, 0, 0, 0, 1, 1};
-}
 
 tt_conv2d shape_of(const char* op, const Tensor& weight, int64_t groups) {
   check_tensor(op, "weight", weight, ScalarType::Char, 4);
@@ -72,19 +53,6 @@ Tensor int8_conv2d_unpack(const Tensor& packed, Ints sizes, int64_t groups) {
   return out;
 }
 
-// Whether each image of x lies as [H][W][C], or as [C][H][W].
-bool images_are(const Tensor& x, bool channels_last) {
-  const auto n = x.sizes(), s = x.strides();
-  const int64_t c = channels_last ? 1 : n[2] * n[3], w = channels_last ? n[1] : 1, h = w * n[3];
-  return (n[1] <= 1 || s[1] == c) && (n[2] <= 1 || s[2] == h) && (n[3] <= 1 || s[3] == w);
-}
-
-bool is_channels_last(const Tensor& x) {
-  const auto n = x.sizes();
-  return !x.is_contiguous() && images_are(x, true) &&
-         (n[0] <= 1 || x.strides()[0] == n[1] * n[2] * n[3]);
-}
-
 struct ConvArgs {
   tt_conv2d shape;
   Tensor x, packed;
@@ -99,23 +67,8 @@ struct ConvArgs {
         packed(weight),
         dtype(float_dtype(kOp, "x", x_any)),
         epilogue(kOp, "weight_scale", weight_scale, bias, activation, Place::cpu()) {
-    TT_CHECK(x.dim() == 4, kOp, ": expected x [B, C, H, W], got ", describe(x));
     TT_CHECK(x.is_cpu() && weight.is_cpu(), kOp, ": expected x and weight on the CPU");
-    check_ints(kOp, "kernel_size", kernel_size, 2, 1);
-    check_ints(kOp, "stride", stride, 2, 1);
-    check_ints(kOp, "padding", padding, 4, 0);
-    check_ints(kOp, "dilation", dilation, 2, 1);
-    const auto n = x.sizes();
-    shape = weight_shape(kOp, epilogue.N, n[1], kernel_size[0], kernel_size[1], groups);
-    shape.batch = n[0], shape.height = n[2], shape.width = n[3];
-    shape.stride_h = stride[0], shape.stride_w = stride[1];
-    shape.pad_top = padding[0], shape.pad_bottom = padding[1];
-    shape.pad_left = padding[2], shape.pad_right = padding[3];
-    shape.dilation_h = dilation[0], shape.dilation_w = dilation[1];
-    TT_CHECK(tt_conv2d_out_height(&shape) > 0 && tt_conv2d_out_width(&shape) > 0, kOp,
-             ": expected a kernel no larger than the padded image, got kernel ", kernel_size[0],
-             "x", kernel_size[1], " with dilation ", dilation[0], "x", dilation[1], " on ",
-             n[2] + padding[0] + padding[1], "x", n[3] + padding[2] + padding[3]);
+    shape = image_shape(kOp, x, epilogue.N, kernel_size, stride, padding, dilation, groups);
     take_weight(weight);
     channels_last = is_channels_last(x);
     x_channels_last = !images_are(x, false);

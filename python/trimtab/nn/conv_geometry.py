@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops.int8_conv2d import padding_sides, pair
+from ..ops.conv2d import padding_sides, pair
 
 Sizes = int | tuple[int, int]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]

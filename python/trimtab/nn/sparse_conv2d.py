@@ -15,9 +15,10 @@ class SparseConv2d(SparseWeight, ConvGeometry):
 
     Patterns as in SparseLinear, over the matrix [out_channels, in_channels / groups * kh * kw]: 2:4
     counts four adjacent weights in the order (channel, kh, kw), a block spans ``block`` = (output
-    channels, such weights), and each group starts a row of blocks of its own. Computed as that matrix
-    times the patches of ``x`` (im2col), group by group. With ``int8=True`` each patch is quantized with
-    a scale of its own, unlike Int8Conv2d, which takes one an image.
+    channels, such weights), and each group starts a row of blocks of its own. On a CPU float weights of
+    the first two are convolved directly (ops.bitmap_conv2d); the others are that matrix times the
+    patches of ``x`` (im2col), group by group. With ``int8=True`` each patch is quantized with a scale
+    of its own, unlike Int8Conv2d, which takes one an image.
 
     ``x`` [B, C, H, W] or [C, H, W]; every stride, padding, padding mode, dilation and groups of
     torch.nn.Conv2d. The result has x's memory format. Gradients and ``weight`` as in SparseLinear.
@@ -87,7 +88,14 @@ class SparseConv2d(SparseWeight, ConvGeometry):
                 f"SparseConv2d: expected x [B, {self.in_channels}, H, W] or [{self.in_channels}, H, W]"
                 f", got {list(x.shape)}"
             )
-        patches, height, width = self._patches(self._padded(batch))
+        padded = self._padded(batch)
+        last = _channels_last(batch)
+        height, width = self._out_size(padded)
+        if self._direct(padded, last):
+            out = self._convolve(padded, self._conv_arguments)
+            out = out.contiguous(memory_format=torch.channels_last) if last else out
+            return out.squeeze(0) if x.dim() == 3 else out
+        patches = self._patches(padded, height, width)
         if self.groups == 1:
             out = self._product(patches)
         else:
@@ -95,12 +103,21 @@ class SparseConv2d(SparseWeight, ConvGeometry):
             each = patches.split(K, 2)
             out = torch.cat([self._product(each[g], g) for g in range(self.groups)], 2)
         out = out.reshape(batch.shape[0], height, width, self.out_channels).permute(0, 3, 1, 2)
-        if not _channels_last(batch):
+        if not last:
             out = out.contiguous()
         return out.squeeze(0) if x.dim() == 3 else out
 
-    def _patches(self, x: Tensor) -> tuple[Tensor, int, int]:
-        """x as [B, OH * OW, C * kh * kw], and OH and OW."""
+    @property
+    def _conv_arguments(self) -> tuple:
+        return (self._kernel, self._stride, self._sides, self._dilation, self.groups)
+
+    def _direct(self, x: Tensor, channels_last: bool) -> bool:
+        """Whether bitmap_conv2d serves: of channels-last images a 1x1 kernel's patches are a view."""
+        view = channels_last and self._kernel == (1, 1) and self._stride == (1, 1)
+        return x.device.type == "cpu" and not view and self._has_float_bits()
+
+    def _out_size(self, x: Tensor) -> tuple[int, int]:
+        """OH and OW."""
         (kh, kw), (sh, sw), (dh, dw) = self._kernel, self._stride, self._dilation
         top, bottom, left, right = self._sides
         tall, wide = x.shape[2] + top + bottom, x.shape[3] + left + right
@@ -110,13 +127,18 @@ class SparseConv2d(SparseWeight, ConvGeometry):
                 f"SparseConv2d: expected an image that the kernel {kh}x{kw} (dilation {dh}, {dw}) fits "
                 f"into, got {tall}x{wide} with its padding"
             )
+        return height, width
+
+    def _patches(self, x: Tensor, height: int, width: int) -> Tensor:
+        """x as [B, OH * OW, C * kh * kw]."""
+        top, bottom, left, right = self._sides
         if any(self._sides):
             x = F.pad(x, (left, right, top, bottom))
-        if (kh, kw) == (1, 1):
+        if self._kernel == (1, 1):
+            sh, sw = self._stride
             taken = x[:, :, ::sh, ::sw].permute(0, 2, 3, 1)
-            return taken.reshape(x.shape[0], height * width, self.in_channels), height, width
-        patches = F.unfold(x, (kh, kw), self._dilation, 0, self._stride)
-        return patches.transpose(1, 2), height, width
+            return taken.reshape(x.shape[0], height * width, self.in_channels)
+        return F.unfold(x, self._kernel, self._dilation, 0, self._stride).transpose(1, 2)
 
     def extra_repr(self) -> str:
         return nn.Conv2d.extra_repr(self) + self._described()

@@ -20,8 +20,15 @@ FORMAT_VERSION = 1
 TENSOR_CORES = ("cuda",)
 
 _bitmap = torch.ops.trimtab.bitmap_linear
+_conv = torch.ops.trimtab.bitmap_conv2d
 _sparse24 = torch.ops.trimtab.sparse24_linear
 _block = torch.ops.trimtab.block_linear
+
+
+def _wants_grad(x: Tensor, values: Tensor, bias: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and (
+        x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
+    )
 
 
 def own_mask(module: nn.Module) -> Tensor | None:
@@ -204,9 +211,7 @@ class SparseWeight(nn.Module):
             return _sparse24.default(x, rows, buffers["metadata"], scale, bias, self._code)
         if group is not None:
             values, starts, more, scale, bias, N = self._group(group, values, starts, more, scale)
-        wanted = torch.is_grad_enabled() and (
-            x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
-        )
+        wanted = _wants_grad(x, values, bias)
         if in_blocks:
             op = _block.default if wanted else _block.inference
             return op(x, values, starts, more, scale, bias, self._code, N)
@@ -215,6 +220,20 @@ class SparseWeight(nn.Module):
             x = torch.nn.functional.pad(x, (0, 3))
         op = _bitmap.default if wanted else _bitmap.inference
         return op(x, values, more, starts, scale, bias, self._code)
+
+    def _has_float_bits(self) -> bool:
+        """Whether the resident form is float values and the bits of exactly K columns."""
+        # 2:4 may keep a second weight of the last group in its padding (see _product).
+        K = self._sizes()[1]
+        return not self.int8 and self.pattern != "block" and (self.pattern != "2:4" or K % 4 != 1)
+
+    def _convolve(self, x: Tensor, conv: tuple) -> Tensor:
+        """act(conv2d(x [B, C, H, W], weight) + bias); conv: kernel to groups, for _has_float_bits."""
+        bias: Any = self._parameters["bias"]
+        values: Any = self._parameters["values"]
+        parts = (values, self._buffers["bitmap"], self._buffers["row_start"], bias)
+        op = _conv.default if _wants_grad(x, values, bias) else _conv.inference
+        return op(x, *parts, *conv, self._code)
 
     def _group(
         self, group: int, values: Any, starts: Any, more: Any, scale: Tensor | None

@@ -1,6 +1,7 @@
 """The operators: tensors in, tensors out, each a ``torch.ops.trimtab.*`` op underneath."""
 
 from . import backend, library, sparse_fallback
+from .bitmap_conv2d import bitmap_conv2d
 from .bitmap_linear import bitmap_check, bitmap_linear, bitmap_pack, bitmap_unpack
 from .block_linear import block_check, block_linear, block_pack, block_unpack
 from .int8_conv2d import int8_conv2d, int8_conv2d_pack, int8_conv2d_unpack
@@ -34,6 +35,7 @@ if backend.FORCED == "reference":
 __all__ = [
     "available_isas",
     "bitmap_check",
+    "bitmap_conv2d",
     "bitmap_linear",
     "bitmap_pack",
     "bitmap_unpack",

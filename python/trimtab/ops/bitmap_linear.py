@@ -273,12 +273,17 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
         grad_x = grad @ weight
     if ctx.needs_input_grad[1]:
         dense = grad.reshape(-1, grad.shape[-1]).t() @ x.reshape(-1, ctx.K)
-        # masked_select with a size that is known: nonzero_static keeps the graph free of guesses.
-        at = torch.nonzero_static(bitmap_mask(bitmap, ctx.K).reshape(-1), size=values.shape[0])
-        grad_values = dense.reshape(-1)[at[:, 0]]
+        grad_values = kept_of(dense, bitmap, ctx.K, values)
     if bias is not None and ctx.needs_input_grad[5]:
         grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0, dtype=torch.float32).to(bias.dtype)
     return grad_x, grad_values, None, None, None, grad_bias, None
+
+
+def kept_of(dense: Tensor, bitmap: Tensor, K: int, values: Tensor) -> Tensor:
+    """The elements of ``dense`` that the bits keep."""
+    # Their number is known: nonzero_static keeps the graph free of guesses.
+    at = torch.nonzero_static(bitmap_mask(bitmap, K).reshape(-1), size=values.shape[0])
+    return dense.reshape(-1)[at[:, 0]]
 
 
 torch.library.register_autograd("trimtab::bitmap_linear", _backward, setup_context=_setup_context)

@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-import torch.nn.grad
 from torch import Tensor
 
 from . import library
+from .conv2d import grad_of_images, out_sizes, padding_sides, pair
 from .flops import register_flop_formula
 from .int8_linear import activation_backward
 from .int8_pack import PANEL, TAIL
@@ -62,11 +62,12 @@ def int8_conv2d(
     if weight.dim() == 4:
         kernel = (weight.shape[2], weight.shape[3])
     elif kernel_size is not None:
-        kernel = pair("kernel_size", kernel_size)
+        kernel = pair("kernel_size", kernel_size, "int8_conv2d")
     else:
         raise ValueError("int8_conv2d: expected kernel_size with a packed weight, got None")
-    stride, dilation = pair("stride", stride), pair("dilation", dilation)
-    sides = padding_sides(padding, kernel, stride, dilation)
+    stride = pair("stride", stride, "int8_conv2d")
+    dilation = pair("dilation", dilation, "int8_conv2d")
+    sides = padding_sides(padding, kernel, stride, dilation, "int8_conv2d")
     if torch.is_grad_enabled():
         library.refuse_grad("int8_conv2d", weight_scale=weight_scale)
     batch = x.unsqueeze(0) if x.dim() == 3 else x
@@ -99,38 +100,6 @@ def int8_conv2d_unpack(packed: Tensor, sizes: tuple[int, int, int, int], groups:
         RuntimeError: ``packed`` is not the packed form of such a weight.
     """
     return torch.ops.trimtab.int8_conv2d_unpack.default(packed, sizes, groups)
-
-
-def pair(name: str, value: int | tuple[int, ...]) -> tuple[int, int]:
-    """``(value, value)``, or the two integers themselves; ValueError for anything else."""
-    if isinstance(value, int):
-        return (value, value)
-    if len(value) != 2:
-        raise ValueError(f"int8_conv2d: expected {name} of one or two integers, got {value}")
-    return (value[0], value[1])
-
-
-def padding_sides(
-    padding: int | tuple[int, int] | str,
-    kernel: tuple[int, int],
-    stride: tuple[int, int] = (1, 1),
-    dilation: tuple[int, int] = (1, 1),
-) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) of a padding as torch.nn.Conv2d takes it.
-
-    "same" with an even kernel puts the odd zero at the bottom and right, as torch does.
-    """
-    if isinstance(padding, str):
-        if padding not in ("same", "valid"):
-            raise ValueError(f"int8_conv2d: expected padding 'same' or 'valid', got {padding!r}")
-        if padding == "valid":
-            return (0, 0, 0, 0)
-        if stride != (1, 1):
-            raise ValueError(f"int8_conv2d: expected stride 1 with padding 'same', got {stride}")
-        h, w = (d * (k - 1) for d, k in zip(dilation, kernel))
-        return (h // 2, h - h // 2, w // 2, w - w // 2)
-    h, w = pair("padding", padding)
-    return (h, h, w, w)
 
 
 def packed_size(sizes: tuple[int, int, int, int], groups: int) -> int:
@@ -174,24 +143,10 @@ def _fake_sizes(
     dilation: list[int],
     groups: int,
 ) -> list[int]:
-    library.expect_float("int8_conv2d", "x", x)
-    library.expect(x.dim() == 4, f"int8_conv2d: expected x [B, C, H, W], got {library.describe(x)}")
-    B, C, H, W = x.shape
     O = weight_scale.shape[0]
-    library.expect(
-        C % groups == 0 and O % groups == 0,
-        f"int8_conv2d: expected groups that divide {C} input and {O} output channels, got {groups}",
-    )
-    _expect_weight("int8_conv2d", weight, (O, C // groups, kernel[0], kernel[1]), groups)
-    top, bottom, left, right = padding
-    room_h = H + top + bottom - dilation[0] * (kernel[0] - 1) - 1
-    room_w = W + left + right - dilation[1] * (kernel[1] - 1) - 1
-    library.expect(
-        room_h >= 0 and room_w >= 0,
-        f"int8_conv2d: expected a kernel no larger than the padded image, got kernel {kernel} with "
-        f"dilation {dilation} on {H + top + bottom}x{W + left + right}",
-    )
-    return [B, O, room_h // stride[0] + 1, room_w // stride[1] + 1]
+    sizes = out_sizes("int8_conv2d", x, O, kernel, stride, padding, dilation, groups)
+    _expect_weight("int8_conv2d", weight, (O, x.shape[1] // groups, kernel[0], kernel[1]), groups)
+    return sizes
 
 
 def _fake(
@@ -273,16 +228,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
 
 
 def _grad_x(ctx: Any, grad: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
-    """torch's gradient to the padded images, cut to the images: padding may be uneven."""
-    kernel, stride, (top, bottom, left, right), dilation, groups = ctx.shape
-    B, C, H, W = ctx.x_shape
-    sizes = (weight_scale.shape[0], C // groups, *kernel)
-    plain = int8_conv2d_unpack(weight, sizes, groups) if weight.dim() == 1 else weight
+    sizes = (weight_scale.shape[0], ctx.x_shape[1] // ctx.shape[4], *ctx.shape[0])
+    plain = int8_conv2d_unpack(weight, sizes, ctx.shape[4]) if weight.dim() == 1 else weight
     real = (plain.to(torch.float32) * weight_scale[:, None, None, None]).to(grad.dtype)
-    padded = torch.nn.grad.conv2d_input(
-        (B, C, H + top + bottom, W + left + right), real, grad, stride, 0, dilation, groups
-    )
-    return padded[:, :, top : top + H, left : left + W]
+    return grad_of_images(ctx.x_shape, real, grad, *ctx.shape[1:])
 
 
 torch.library.register_autograd("trimtab::int8_conv2d", _backward, setup_context=_setup_context)
