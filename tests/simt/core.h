@@ -105,6 +105,7 @@ struct Thread {
   Where where;
   bool (*ready)(const void*) = nullptr;  // of wait_until: whether the wait is over
   const void* ready_argument = nullptr;
+  std::vector<Thread*>* waits_on = nullptr;  // the list it is in until changed()
   std::vector<AsyncCopy> copies;  // in the order of issue
   int64_t groups = 0;  // cp.async groups ended
   std::vector<std::function<void()>> at_exit;  // run on its fiber after the kernel's return
@@ -115,6 +116,7 @@ struct Thread {
 
 struct Cluster {
   std::vector<Block*> blocks;
+  std::vector<Thread*> waiting;  // in cluster_sync
 };
 
 struct Block {
@@ -154,7 +156,8 @@ struct Machine {
   std::function<void()> body;
   std::string message;  // of the fault
   // of the clusters that run
-  std::vector<Thread*> runnable, polling;
+  std::vector<Thread*> runnable;
+  std::vector<Thread*> polling;  // their waits may be over
   const Thread* slow = nullptr;  // one of the slow warp's; null: no warp is slow
   unsigned slow_turns = 0;  // of its threads before the others are asked again whether they can run
   std::vector<Work> work;
@@ -239,18 +242,25 @@ inline void run_some_work() {
   current = before;
 }
 
-// Lets the polling thread at `i` run if its wait is over.
+// What these threads wait for has changed: they are to be asked. Asking all that wait, however little has
+// changed, was nine tenths of the time of large clusters.
+inline void changed(std::vector<Thread*>& waiting) {
+  machine.polling.insert(machine.polling.end(), waiting.begin(), waiting.end());
+  waiting.clear();
+}
+
+// Lets the polling thread at `i` run if its wait is over; else it waits for the next change.
 inline bool poll(size_t i) {
   Thread* t = machine.polling[i];
+  machine.polling[i] = machine.polling.back();
+  machine.polling.pop_back();
   Thread* before = current;
   current = t;
   const bool over = t->ready(t->ready_argument);
   current = before;
-  if (!over) return false;
-  machine.polling[i] = machine.polling.back();
-  machine.polling.pop_back();
-  machine.runnable.push_back(t);
-  return true;
+  if (!over) t->waits_on->push_back(t);
+  else machine.runnable.push_back(t), t->waits_on = nullptr;
+  return over;
 }
 
 inline bool is_slow(const Thread& t) {
@@ -324,9 +334,9 @@ inline void maybe_yield() {
   suspend();
 }
 
-// Waits until ready(), which the scheduler asks while this thread sleeps. `what` must outlive the wait.
-template <class Ready>
-void wait_until(const Ready& ready, const char* what, Where where) {
+// Waits until ready(), which the scheduler asks after changed(list()). `what` must outlive the wait.
+template <class Ready, class List>
+void wait_until(const Ready& ready, const List& list, const char* what, Where where) {
   if (one_in(4)) {  // the condition may hold and this thread come late all the same
     machine.runnable.push_back(machine.running);
     suspend();
@@ -335,7 +345,8 @@ void wait_until(const Ready& ready, const char* what, Where where) {
   Thread& me = self();
   me.ready = [](const void* p) { return bool((*static_cast<const Ready*>(p))()); };
   me.ready_argument = &ready;
-  machine.polling.push_back(&me);
+  me.waits_on = &list();
+  me.waits_on->push_back(&me);
   wait(what, where);
 }
 

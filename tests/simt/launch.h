@@ -22,6 +22,7 @@ inline void thread_main() {
   check_barriers_at_exit();
   me.exited = true;
   ++me.block->exited;
+  changed(me.block->cluster->waiting);
   --machine.live;
   suspend(true);
   std::abort();
@@ -32,7 +33,7 @@ inline void start_thread(Thread& t, Block& block, unsigned rank, unsigned color)
   t.block = &block;
   t.index = {rank % size.x, rank / size.x % size.y, rank / size.x / size.y};
   t.rank = rank, t.lane = rank % 32, t.warp = rank / 32;
-  t.exited = false, t.waits_for = nullptr, t.ready = nullptr;
+  t.exited = false, t.waits_for = nullptr, t.ready = nullptr, t.waits_on = nullptr;
   std::fill(std::begin(t.arrived_in), std::end(t.arrived_in), 0);
   t.copies.clear(), t.groups = 0;
   t.at_exit.clear(), t.extension.reset();
@@ -87,8 +88,15 @@ inline void run_threads(unsigned threads, unsigned blocks) {
     bool woken = false;
     for (size_t i = machine.polling.size(); i-- > 0;) woken |= poll(i);
     if (woken) continue;
-    if (machine.work.empty()) leave(deadlock(threads));
-    run_some_work();
+    if (!machine.work.empty()) {
+      run_some_work();
+      continue;
+    }
+    // Nothing is left to change: what they wait for may have been written over.
+    for (unsigned i = 0; i < threads; ++i)
+      if (machine.threads[i]->waits_on != nullptr) changed(*machine.threads[i]->waits_on);
+    for (size_t i = machine.polling.size(); i-- > 0;) woken |= poll(i);
+    if (!woken) leave(deadlock(threads));
   }
   if (!machine.work.empty()) {
     current = machine.work.front().issuer;

@@ -73,6 +73,7 @@ inline void mbarrier_count(Block& block, uint32_t address, int arrivals, int64_t
   if (p.pending == 0 && p.bytes == 0) {
     p.parity ^= 1, p.pending = p.count;
     m.acquirable = m.released, m.released = true;
+    changed(m.waiting);
   }
   m.word = mbarrier_word(block, address) = packed(p);
 }
@@ -104,9 +105,10 @@ inline void mbarrier_wait_for(uint64_t* barrier, uint32_t parity, Where where) {
   if (parity > 1) fault(where, "mbarrier_wait for parity %u", parity);
   char what[64];
   std::snprintf(what, sizeof what, "mbarrier_wait(shared address %u, parity %u)", address, parity);
-  wait_until(
-      [&] { return unpacked(mbarrier_at(block, address, where).word).parity != int(parity); }, what,
-      where);
+  const auto barrier_now = [&]() -> Mbarrier& { return mbarrier_at(block, address, where); };
+  const auto over = [&] { return unpacked(barrier_now().word).parity != int(parity); };
+  const auto list = [&]() -> auto& { return barrier_now().waiting; };
+  wait_until(over, list, what, where);
   fall_behind(256, where);
 }
 

@@ -180,7 +180,8 @@ TT_DEVICE void misuse_mbarrier(MisuseShared& s, int which) {
   if (which == 4) mbarrier_wait(s.barrier, 2);
   if (which == 5) mbarrier_wait(s.barrier, 0);  // deadlock
   if (which == 6) mbarrier_arrive_cluster(s.barrier, 2);
-  if (which == 7) mbarrier_init(&s.barrier[1], 1), mbarrier_arrive_cluster(&s.barrier[1], 0);
+  if (which == 7 && cluster_rank() == 0)
+    mbarrier_init(&s.barrier[1], 1), mbarrier_arrive_cluster(&s.barrier[1], 0);
   if (which == 8) mbarrier_init(&s.barrier[1], 0);
 }
 

@@ -36,18 +36,20 @@ inline size_t cluster_threads(const Cluster& cluster) {
 inline void join_cluster_barrier(Where where) {
   int nothing = 0;
   meet_warp(~0u, nothing, [](const auto&) {}, "cluster_sync", where);
-  const Cluster& cluster = *self().block->cluster;
+  Cluster& cluster = *self().block->cluster;
   Sm90Block& keeper = sm90(*cluster.blocks[0]);
-  ++keeper.cluster_arrived;
+  if (++keeper.cluster_arrived >= cluster_threads(cluster)) changed(cluster.waiting);
   const uint64_t phase = keeper.cluster_phase;
   const auto over = [&] {
     if (phase == keeper.cluster_phase && keeper.cluster_arrived >= cluster_threads(cluster)) {
       keeper.cluster_arrived = 0;
       ++keeper.cluster_phase;
+      changed(cluster.waiting);
     }
     return phase != keeper.cluster_phase;
   };
-  wait_until(over, "cluster_sync", where);
+  const auto list = [&]() -> auto& { return cluster.waiting; };
+  wait_until(over, list, "cluster_sync", where);
   sm90(self()).acquired = true;
 }
 

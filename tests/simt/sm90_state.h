@@ -22,6 +22,7 @@ struct Mbarrier {
   Where where;  // of mbarrier_init
   bool released = true;  // all arrivals of the running phase were cluster releases
   bool acquirable = false;  // those of the last phase were
+  std::vector<Thread*> waiting = {};  // for the phase's end
 };
 
 // --- bulk stores
@@ -74,6 +75,7 @@ struct Warpgroup {
   int64_t first = 0;  // the number of products[0]
   int64_t done = 0;  // how many have been computed
   int registers = 0;  // a thread, by setmaxnreg; 0 before the first one
+  std::vector<Thread*> waiting;  // for the others to issue their products
 };
 
 // Sums that a thread has in flight, and its last product that adds to them.

@@ -181,7 +181,10 @@ inline void issue_product(SumWord* d, int n, uint64_t a, uint64_t b, bool add, W
           name(p.where).c_str());
   p.metadata[self().rank % kWarpgroup] = metadata;
   join_sums(p, d, n, number, where);
-  if (++p.issued == kWarpgroup && p.early) compute(*self().block, group, number + 1);
+  if (++p.issued == kWarpgroup) {
+    if (p.early) compute(*self().block, group, number + 1);
+    changed(group.waiting);
+  }
   maybe_yield();
 }
 
@@ -197,7 +200,9 @@ inline void wait_products(size_t pending, Where where) {
     return limit <= group.first ||
            group.products[size_t(limit - 1 - group.first)].issued == kWarpgroup;
   };
-  wait_until(issued, "wgmma_wait (for the warpgroup's other threads to issue the same)", where);
+  const auto list = [&]() -> auto& { return group.waiting; };
+  wait_until(issued, list, "wgmma_wait (for the warpgroup's other threads to issue the same)",
+             where);
   compute(*self().block, group, limit);
   const unsigned t = self().rank % kWarpgroup;
   for (SumsInFlight& s : me.sums) {
