@@ -12,6 +12,7 @@ import faulthandler
 import os
 import re
 import signal
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -130,27 +131,27 @@ def mutate(
     return source, found
 
 
-def fate(run: Callable[[], str | None], seconds: int = 60) -> str | None:
-    """What becomes of run() in a process of its own, which may crash: its answer, or how it ended.
-
-    It has so many seconds of processor time, which other processes do not use up, and ten times as long
-    where it waits.
-    """
+def started(run: Callable[[], str | None], seconds: int) -> tuple[int, int]:
+    """A process of its own for run(), and where its answer will be read."""
     read, write = os.pipe()
     child = os.fork()
-    if child == 0:
-        faulthandler.disable()
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.signal(signal.SIGPROF, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-        signal.alarm(10 * seconds)
-        status = 1
-        try:
-            os.write(write, (run() or "").encode())
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(write)
+    if child != 0:
+        os.close(write)
+        return child, read
+    faulthandler.disable()
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.alarm(10 * seconds)
+    status = 1
+    try:
+        os.write(write, (run() or "").encode())
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def ended(child: int, read: int) -> str | None:
     with os.fdopen(read, "rb") as pipe:
         answer = pipe.read().decode()
     _, status = os.waitpid(child, 0)
@@ -159,16 +160,38 @@ def fate(run: Callable[[], str | None], seconds: int = 60) -> str | None:
     return answer or None if os.WEXITSTATUS(status) == 0 else "raised an exception"
 
 
+def fate(run: Callable[[], str | None], seconds: int = 60) -> str | None:
+    """What becomes of run() in a process of its own, which may crash: its answer, or how it ended.
+
+    It has so many seconds of processor time, which other processes do not use up, and ten times as long
+    where it waits.
+    """
+    return ended(*started(run, seconds))
+
+
 def survivors(
     found: Iterable[Mutant], run: Callable[[int], str | None], seconds: int = 60
 ) -> tuple[dict[Mutant, str], list[Mutant]]:
-    """What caught each mutant, and those that nothing caught. run(number) says what went wrong, or None."""
+    """What caught each mutant, and those that nothing caught. run(number) says what went wrong, or None.
+
+    Each in a process of its own, three at a time.
+    """
     caught: dict[Mutant, str] = {}
     alive: list[Mutant] = []
-    for mutant in found:
-        answer = fate(lambda number=mutant.number: run(number), seconds)  # type: ignore[misc]
+    running: deque[tuple[Mutant, tuple[int, int]]] = deque()
+
+    def end_one() -> None:
+        mutant, process = running.popleft()
+        answer = ended(*process)
         if answer is None:
             alive.append(mutant)
         else:
             caught[mutant] = answer
+
+    for mutant in found:
+        running.append((mutant, started(lambda number=mutant.number: run(number), seconds)))  # type: ignore[misc]
+        if len(running) > 2:
+            end_one()
+    while running:
+        end_one()
     return caught, alive
