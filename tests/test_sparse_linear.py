@@ -16,6 +16,7 @@ from sparse_linear_cases import each_format, each_pattern, format_id, inputs, ma
 from torch import nn
 
 import trimtab.optim
+from trimtab import prune
 from trimtab.nn import Int8Linear, SparseLinear, sparse_weight
 
 # --- answers
@@ -102,7 +103,7 @@ def test_mask_keeps_zeros_that_may_train(pattern: str) -> None:
     assert torch.equal(layer.weight, dense.weight * mask)
     if pattern == "bitmap":
         assert layer.values.numel() == int(mask.sum())
-    dense.register_buffer("weight_mask", mask)  # as trimtab.prune leaves it
+    prune.set_mask_(dense, "weight", mask)
     same(layer, SparseLinear.from_float(dense, pattern=pattern, block=BLOCK))
 
 
@@ -323,6 +324,23 @@ def test_a_misfit_is_named_by_its_first_position() -> None:
     with pytest.raises(ValueError, match=message):
         SparseLinear.from_float(dense, pattern="2:4")
     assert torch.equal(dense.weight, before)
+
+
+def test_a_mask_that_training_left_behind() -> None:
+    """Its weights came back, as nothing held them: what stands there is not dropped in silence."""
+    dense = nn.Linear(80, 52)
+    prune.magnitude_(dense, 0.8)
+    row, column = (~dense.weight_mask).nonzero()[7].tolist()
+    with torch.no_grad():
+        dense.weight[row, column] = 1e-3
+    message = rf"zeros where weight_mask prunes, got weight\[{row}, {column}\]: hold_ the mask"
+    with pytest.raises(ValueError, match=message):
+        SparseLinear.from_float(dense)
+    report = trimtab.swap_(nn.Sequential(dense), trimtab.Sparse())
+    assert "zeros where weight_mask prunes" in report["0"].reason
+    assert SparseLinear.from_float(dense, mask=dense.weight_mask).weight[row, column] == 0
+    prune.finalize_(dense)
+    assert SparseLinear.from_float(dense).weight[row, column] == 0
 
 
 def test_repr() -> None:

@@ -67,9 +67,10 @@ class SparseLinear(SparseWeight, nn.Linear):
 
         Raises:
             TypeError: ``module`` is no nn.Linear.
-            ValueError: unknown pattern, block or activation; a NaN, or a weight that does not fit the
-                pattern (its first position is named: nothing is pruned here); or the result would take
-                more memory than the dense weight.
+            ValueError: unknown pattern, block or activation; a NaN (with int8 an Inf too), a weight
+                that does not fit the pattern, or one that its own mask prunes and that isn't zero (the
+                first position is named: nothing is pruned here); or the result would take more memory
+                than the dense weight.
             RuntimeError: its weight is not float32, bfloat16 or float16, or a mask that is not its.
         """
         if not isinstance(module, nn.Linear):

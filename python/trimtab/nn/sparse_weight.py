@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import library
+from ..ops.sparse24_compress import first_true
 from ..ops.sparse24_linear import sparse24_metadata, sparse24_rows
 from . import sparse_format
 from .sparse_format import PATTERNS, RESIDENT, SAVED, Parts
@@ -93,9 +94,15 @@ class SparseWeight(nn.Module):
 
     def _take_float(self, module: Any, mask: Tensor | None) -> None:
         """Packs a float layer's weight, by its own mask if none is given; shares its bias."""
-        weight = module.weight
-        args = (self.block, self.int8, own_mask(module) if mask is None else mask, self.groups)
-        parts = sparse_format.pack(type(self).__name__, weight, self.pattern, *args)
+        weight, name = module.weight, type(self).__name__
+        if mask is None and (mask := own_mask(module)) is not None:
+            if wrong := first_true((weight.detach() != 0) & ~mask):
+                raise sparse_format.DoesNotFit(
+                    f"{name}: expected zeros where weight_mask prunes, got weight{wrong}: hold_ the "
+                    "mask in training, or finalize_"
+                )
+        args = (self.block, self.int8, mask, self.groups)
+        parts = sparse_format.pack(name, weight, self.pattern, *args)
         self._set_parts(parts, weight.requires_grad)
         self.register_parameter("bias", module.bias)
         self.train(module.training)

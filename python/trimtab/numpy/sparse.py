@@ -93,9 +93,17 @@ def block_pack(
 def block_unpack(
     values: np.ndarray, crow: np.ndarray, col: np.ndarray, N: int, K: int
 ) -> np.ndarray:
-    """The dense weight [N, K], zero where no block is kept."""
-    _, bn, bk = values.shape
-    rows, columns = len(crow) - 1, -(-K // bk)
+    """The dense weight [N, K], zero where no block is kept; ValueError where the parts do not fit."""
+    op = "block_unpack"
+    if values.ndim != 3 or 0 in values.shape[1:]:
+        raise ValueError(f"{op}: expected values [blocks, bn, bk], got {list(values.shape)}")
+    blocks, bn, bk = values.shape
+    rows, columns = -(-N // bn), -(-K // bk)
+    rises = len(crow) == rows + 1 and crow[0] == 0 and crow[-1] == blocks
+    if not rises or (np.diff(crow) < 0).any():
+        raise ValueError(f"{op}: expected crow [{rows + 1}] to rise from 0 to {blocks}")
+    if len(col) != blocks or ((col < 0) | (col >= columns)).any():
+        raise ValueError(f"{op}: expected col [{blocks}] in [0, {columns})")
     dense = np.zeros((rows, columns, bn, bk), values.dtype)
     dense[np.repeat(np.arange(rows), np.diff(crow)), col] = values
     return np.ascontiguousarray(dense.swapaxes(1, 2).reshape(rows * bn, columns * bk)[:N, :K])

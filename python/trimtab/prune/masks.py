@@ -125,8 +125,8 @@ class Pattern:
     def parse(op: str, text: str, block: tuple[int, int] | None) -> Pattern:
         if text == "block":
             sides = (32, 32) if block is None else block
-            pair = isinstance(sides, (tuple, list)) and len(sides) == 2
-            if not pair or not all(isinstance(side, int) and side > 0 for side in sides):
+            pair = isinstance(sides, tuple | list) and len(sides) == 2
+            if not pair or not all(type(side) is int and side > 0 for side in sides):
                 raise ValueError(f"{op}: expected block=(outputs, inputs), got {block}")
             return Pattern("block", block=(sides[0], sides[1]))
         if block is not None:

@@ -64,7 +64,7 @@ class PruneReport:
 def report(model: nn.Module) -> PruneReport:
     """Sparsity of every Linear, convolution, attention projection, sparse layer and masked weight."""
     expect_model("report", model)
-    held = {id(target.weight) for target in masked(model)}
+    held = {id(target.weight): target.name for target in masked(model)}
     rows, seen = [], set()
     for layer, module in model.named_modules():
         if isinstance(module, SparseWeight):
@@ -78,7 +78,8 @@ def report(model: nn.Module) -> PruneReport:
             if weight is None or id(weight) in seen or not (kind or id(weight) in held):
                 continue
             seen.add(id(weight))
-            name = f"{layer}.{key}" if layer else key
+            own = f"{layer}.{key}" if layer else key
+            name = held.get(id(weight), own)  # of a tied one where its mask is
             zeros = weight.numel() - int(weight.detach().count_nonzero())
             rows.append(Row(name, tuple(weight.shape), zeros, id(weight) in held))
     return PruneReport(rows)
