@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -108,6 +110,29 @@ def awkward_bias(N: int, generator: torch.Generator) -> torch.Tensor:
     odd = torch.tensor([float("nan"), float("inf"), float("-inf"), -0.0, 3e38])
     bias[: len(odd)] = odd[:N]
     return bias
+
+
+@contextmanager
+def before_a_page_without_access(values: torch.Tensor) -> Iterator[torch.Tensor]:
+    """A copy that ends where reading one byte more would be a fault."""
+    size = values.numel() * values.element_size()
+    room = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, room + mmap.PAGESIZE)
+    libc = ctypes.CDLL(None, use_errno=True)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    after = ctypes.c_void_p(start + room)
+    copy = torch.frombuffer(memory, dtype=values.dtype, offset=room - size, count=values.numel())
+    copy.copy_(values)
+
+    def protect(access: int) -> None:
+        if libc.mprotect(after, ctypes.c_size_t(mmap.PAGESIZE), access) != 0:
+            raise OSError(ctypes.get_errno(), "mprotect")
+
+    protect(0)
+    try:
+        yield copy
+    finally:
+        protect(mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 @contextmanager

@@ -103,6 +103,18 @@ def test_all_of_int8(isa: str, M: int, generator) -> None:
     cases.assert_same_bits(got, ops.int8_linear(x, codes, scale))
 
 
+@pytest.mark.parametrize("M", [1, 2, 4, 8, 16, 30, 40])
+def test_few_weights_but_a_whole_row(isa: str, M: int, generator) -> None:
+    """Kernels that expect few kept weights meet words of 64, in any row of a tile; values end at a page's end."""
+    weight = sparse(101, 1100, 0.05, generator)
+    weight[[3, 31, 40, 63]] = torch.randn(4, 1100, generator=generator)
+    codes, scale, (values, *rest) = quantized(weight)
+    x = torch.randn(M, 1100, generator=generator)
+    with cases.before_a_page_without_access(values) as at_the_end:
+        got = ops.bitmap_linear(x, at_the_end, *rest, scale)
+    cases.assert_same_bits(got, ops.int8_linear(x, codes, scale))
+
+
 @pytest.mark.parametrize("activation", cases.ACTIVATIONS)
 def test_bias_and_activation(isa: str, activation: str, generator) -> None:
     x = torch.randn(6, 70, generator=generator)

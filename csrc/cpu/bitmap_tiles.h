@@ -47,10 +47,10 @@ struct alignas(64) TileConfig {
 // anew for every block: after a context switch all tile instructions run one after the other, four to five
 // times as slow, until the next load (seen on Emerald Rapids).
 struct Tiles {
-  // cols: rows of x in tiles 7 and 0, what a tile of the weight is multiplied with and their sums
+  // cols: rows of x in tile 7, what tiles of the weight are multiplied with, and in 0 and 1, their sums
   explicit Tiles(int cols = kSparseM) {
     TileConfig config;
-    config.row_bytes[0] = config.row_bytes[7] = uint16_t(cols * 4);
+    config.row_bytes[0] = config.row_bytes[1] = config.row_bytes[7] = uint16_t(cols * 4);
     // GCC's intrinsic declares that it reads 8 of the 64 bytes; this, that all are needed.
     __asm__ volatile("" : "+m"(config));
     _tile_loadconfig(&config);
