@@ -47,7 +47,8 @@ struct Features {
     const uint64_t saved = saved_state();
     const bool ymm = (saved & 0x6) == 0x6, zmm = (saved & 0xe6) == 0xe6;
     const bool tiles = (saved & 0x60000) == 0x60000;
-    has[TT_ISA_AVX2] = ymm && bits(one.ecx, bit_FMA | bit_F16C) && bits(seven.ebx, bit_AVX2);
+    has[TT_ISA_AVX2] =
+        ymm && bits(one.ecx, bit_FMA | bit_F16C) && bits(seven.ebx, bit_AVX2 | bit_BMI);
     has[TT_ISA_AVXVNNI] = has[TT_ISA_AVX2] && bits(seven_one.eax, 1u << 4);
     has[TT_ISA_AVX512] =
         has[TT_ISA_AVX2] && zmm &&
