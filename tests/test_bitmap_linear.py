@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import cases
 import numpy as np
@@ -150,6 +151,19 @@ def test_scratch_of_an_earlier_call(isa: str, dtype: torch.dtype, K: int, genera
         ops.bitmap_linear(torch.full((16, 130), torch.nan, dtype=dtype), *ops.bitmap_pack(weight))
         x, parts = torch.ones(1, K, dtype=dtype), ops.bitmap_pack(weight[:, :K].contiguous())
         assert_close(ops.bitmap_linear(x, *parts), x, parts, dtype)
+
+
+@pytest.mark.parametrize("shape", [(32, 16, 12, 0.1), (1, 16, 12, 0.5), (115, 131, 257, 0.2)])
+def test_the_first_call_of_a_thread(isa: str, shape, generator) -> None:
+    """It has no scratch of an earlier one, and may ask for none."""
+    M, N, K, kept = shape
+    x, weight = torch.randn(M, K, generator=generator), sparse(N, K, kept, generator)
+    bias = torch.randn(N, generator=generator)
+    for dtype in cases.DTYPES:
+        call = (x.to(dtype), *ops.bitmap_pack(weight.to(dtype)), None, bias)
+        want = ops.bitmap_linear(*call)
+        with cases.threads(1), ThreadPoolExecutor(1) as fresh:
+            cases.assert_same_bits(fresh.submit(ops.bitmap_linear, *call).result(), want)
 
 
 @pytest.mark.parametrize("M", [4, 100])

@@ -166,6 +166,14 @@ def test_a_closure_called_many_times_in_a_step() -> None:
         losses.append([optimizer.step(closure).item() for _ in range(6)])
     assert prune.report(net).sparsity == pytest.approx(0.6, abs=0.01)
     assert losses[0] == pytest.approx(losses[1], rel=1e-3) and losses[0][-1] < losses[0][0]
+    net = model()
+    optimizer = torch.optim.LBFGS(net.parameters(), lr=0.5, max_iter=6)
+    prune.hold_(net, optimizer)
+    for at in range(9):  # pruned in the middle, where it has a history of all weights
+        if at in (3, 5):
+            prune.magnitude_(net, 0.1 * at)
+        losses.append(optimizer.step(lambda: closure(net, optimizer)).item())
+    assert losses[-1] < losses[2] and prune.report(net).sparsity == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.parametrize("library", [optim, torch.optim], ids=["trimtab", "torch"])
@@ -184,3 +192,20 @@ def test_parameters_that_come_and_go(library) -> None:
     before = net[0].weight.detach().clone()
     step(net, optimizer)
     assert torch.equal(net[0].weight, before)
+
+
+@pytest.mark.parametrize("method", ["magnitude_", "wanda_", "sparsegpt_", "taylor_", "structured_"])
+def test_pruned_in_inference_mode(method: str) -> None:
+    """As calibration often is; the model trains afterwards."""
+    net, x = model(), torch.randn(6, 12)
+    arguments = {
+        "magnitude_": (),
+        "taylor_": ([x], lambda net, batch: net(batch).sum()),
+    }.get(method, (x,))
+    with torch.inference_mode():
+        getattr(prune, method)(net, 0.5, *arguments)
+    optimizer = optim.AdamW(net.parameters(), lr=0.01)
+    prune.hold_(net, optimizer)
+    step(net, optimizer)
+    if method != "structured_":
+        assert_held(net, optimizer)

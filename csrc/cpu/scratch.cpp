@@ -22,6 +22,7 @@ thread_local Buffer buffers[int(Scratch::kCount)];
 
 void* thread_scratch(int64_t bytes, Scratch owner) {
   Buffer& buffer = buffers[int(owner)];
+  if (bytes < 1) bytes = 1;  // a thread's first request too: NULL says that there is no memory
   const bool oversized = buffer.size > kKept && bytes <= kKept;
   if (bytes > buffer.size || oversized) {
     // Large buffers in 2 MiB pages: 512 times fewer page faults and TLB entries.

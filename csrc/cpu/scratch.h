@@ -20,7 +20,7 @@ enum class Scratch {
 };
 
 // At least `bytes`, 64-byte aligned, valid until this thread's next call for the same owner; NULL if
-// there is none.
+// there is no memory, and for 0 bytes not otherwise.
 void* thread_scratch(int64_t bytes, Scratch owner = Scratch::kProduct);
 
 // Cuts memory into arrays, each aligned to 64 bytes; of an empty one it measures what they need, which take()
@@ -35,8 +35,7 @@ struct Carver {
     at += count * int64_t(sizeof(T));
   }
   bool take(Scratch owner) {
-    const int64_t bytes = int64_t(reinterpret_cast<uintptr_t>(at));
-    at = static_cast<char*>(thread_scratch(bytes > 0 ? bytes : 1, owner));
+    at = static_cast<char*>(thread_scratch(int64_t(reinterpret_cast<uintptr_t>(at)), owner));
     return at != nullptr;
   }
 };

@@ -57,7 +57,7 @@ def taylor_(
     try:
         for weight in frozen:
             weight.requires_grad_(True)
-        with evaluating(model), torch.enable_grad():
+        with evaluating(model), torch.inference_mode(False), torch.enable_grad():
             for batch in progress(batches, op):
                 value = _scalar(op, loss(model, batch))
                 grads = torch.autograd.grad(value, weights, allow_unused=True)

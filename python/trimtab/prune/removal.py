@@ -45,9 +45,10 @@ def keep_(module: nn.Module, key: str, dim: int, keep: Tensor) -> None:
             old = table.get(name)
             if old is None:
                 continue
-            new = old.detach().index_select(dim, keep.to(old.device)).contiguous()
-            if table is module._parameters:
-                new = nn.Parameter(new, requires_grad=old.requires_grad)
+            with torch.inference_mode(False):  # whatever mode it runs in, it can be trained later
+                new = old.detach().index_select(dim, keep.to(old.device)).contiguous()
+                if table is module._parameters:
+                    new = nn.Parameter(new, requires_grad=old.requires_grad)
             table[name] = new  # type: ignore[assignment]
 
 
@@ -103,11 +104,14 @@ def fit_(module: Any) -> None:
         module.num_heads = module.out_proj.weight.shape[1] // int(module.head_dim)
 
 
-def load_state_dict_(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+def load_state_dict_(
+    model: nn.Module, state_dict: Mapping[str, Tensor], *, assign: bool = False
+) -> None:
     """Loads the checkpoint of a pruned model into a model as it is built: masks, smaller layers.
 
     The shapes are those of the checkpoint's tensors; ``torch.save(model.state_dict(), ...)`` and
-    ``torch.load(..., weights_only=True)`` are all that is needed.
+    ``torch.load(..., weights_only=True)`` are all that is needed. ``assign`` as in
+    nn.Module.load_state_dict: True takes the tensors themselves, which a model on meta needs.
 
     Raises:
         ValueError: a mask that is not a bool of its parameter's shape, or prunes a weight that isn't
@@ -129,10 +133,10 @@ def load_state_dict_(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None
                 become_attention_(module)
             _resize(module, prefix, state_dict)
             _take_masks(module, prefix, state_dict)
+        model.load_state_dict(state_dict, assign=assign)
         for module in model.modules():
             if not isinstance(module, SparseWeight):
                 fit_(module)
-        model.load_state_dict(state_dict)
     state._changes += 1
 
 

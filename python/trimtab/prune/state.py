@@ -127,8 +127,8 @@ def set_mask_(module: nn.Module, key: str, mask: Tensor) -> None:
         raise ValueError(f"set_mask_: {key}: expected a bool mask, got one with NaN")
     global _changes
     _changes += 1
-    mask = (mask.detach() != 0).to(weight.device)
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # an inference tensor has no version
+        mask = (mask.detach() != 0).to(weight.device)
         weight.masked_fill_(~mask, 0.0)
     if key + SUFFIX in module._buffers:
         module._buffers[key + SUFFIX] = mask
@@ -218,14 +218,18 @@ class Hold:
                 del self._seen[param]
                 if self._fused and param in owned:
                     self._optimizer.set_mask(param, None)  # type: ignore[attr-defined]
+        changed = False
         for target in self._targets:
             mask, param = target.mask, target.weight
             if mask is None or param not in self._owned:  # exchanged by a load with assign=True
                 continue
             if (seen := self._seen.get(param)) is None or not same(seen, mask):
                 self._seen[param] = mask, mask._version
+                changed = True
                 if self._fused:
                     self._optimizer.set_mask(param, mask)  # type: ignore[attr-defined]
+        if changed and isinstance(self._optimizer, torch.optim.LBFGS):
+            self._optimizer.state.clear()  # directions that move pruned weights too
 
     def _before(
         self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
