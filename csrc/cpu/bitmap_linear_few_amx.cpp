@@ -205,8 +205,7 @@ void panels_block(const BitmapBlock& s, const SparseOutput& output, char* scratc
       if (last && more) side.rows.begin(s, n + kRows);
       const int64_t byte = last ? 0 : (chunk + 1) * kChunk * int64_t(sizeof(Word));
       const int count = steps_of(chunk), next = more ? steps_of(last ? 0 : chunk + 1) : 0;
-      if (count == kChunk && next == kChunk)
-        side.run(a, x, s.panel_bytes, kChunk, next_a, byte, kChunk);
+      if (next == kChunk) side.run(a, x, s.panel_bytes, count, next_a, byte, kChunk);
       else side.run(a, x, s.panel_bytes, count, next_a, byte, next);
       std::swap(a, next_a);
     }
