@@ -14,7 +14,7 @@
 #include "cpu/scratch.h"
 #include "cpu/shares.h"
 #include "cpu/status.h"
-#include "math/dtypes.h"
+#include "math/f32x1.h"
 
 namespace trimtab {
 namespace {
@@ -25,6 +25,7 @@ constexpr int64_t kBandBytes = int64_t(512) << 10;
 // What one block of channels brings to one chunk of positions: half of an L1, or a little more.
 constexpr int64_t kBlockBytes = int64_t(24) << 10;
 constexpr int64_t kChunkVectors = 8;
+constexpr int64_t kTileRows = 512;
 
 int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -50,7 +51,9 @@ SparseConv::SparseConv(const tt_conv2d& shape) : s(shape) {
   }
 }
 
-void SparseConv::cut(int64_t rows, int64_t lanes) {
+void SparseConv::cut(int64_t rows, int64_t outputs_a_tile, int64_t lanes) {
+  tile_rows = outputs_a_tile;
+  tiles = up(s.out_channels, tile_rows);
   bands = up(out_h, std::max<int64_t>(rows, 1));
   band_rows = up(out_h, bands);
   bands = up(out_h, band_rows);
@@ -81,34 +84,81 @@ struct Pass {
   ConvTask task;  // planes, rows, outputs and out are each task's own
   ConvFinishFn finish;
   char* out;
-  int64_t out_size, parts;  // parts of the outputs
+  int64_t out_size;
 };
 
-float value_at(const tt_bitmap& w, int64_t i) {
-  if (w.dtype == TT_BF16) return to_float(static_cast<const bf16*>(w.values)[i]);
-  if (w.dtype == TT_F16) return to_float(static_cast<const fp16*>(w.values)[i]);
-  return static_cast<const float*>(w.values)[i];
-}
+struct Decoder {
+  const SparseConv& conv;
+  const tt_bitmap& w;
+  const int32_t* offsets;  // [groups * K]
+  int64_t* begin;  // first counts, one place on; then where each place begins
+  ConvTap* taps;
 
-// Output n's taps, block by block; no more than row_start gives it room for.
-void decode(const SparseConv& conv, const tt_bitmap& w, const int32_t* offsets, int64_t n,
-            ConvTap* taps, int64_t* begin) {
-  const int64_t row_bytes = tt_bitmap_row_bytes(conv.K);
-  const int64_t block_k = conv.block_channels * conv.s.kernel_h * conv.s.kernel_w;
-  const int64_t first = std::min(std::max<int64_t>(w.row_start[n], 0), w.count);
-  const int64_t end = std::min(std::max(w.row_start[n + 1], first), w.count);
-  int64_t at = first, block = 0, next = 0;  // k at which block `block` begins
-  for (int64_t byte = 0; byte < row_bytes; byte += 8) {
-    uint64_t word;
-    std::memcpy(&word, w.bits + n * row_bytes + byte, 8);
-    for (; word != 0 && at < end; word &= word - 1, ++at) {
-      const int64_t k = byte * 8 + __builtin_ctzll(word);
-      if (k >= conv.K) break;
-      for (; k >= next; next += block_k) begin[block++] = at;
-      taps[at] = {value_at(w, at), offsets[k]};
+  // each(place) of an output's blocks in turn, then body(word, k of its lowest bit) for the block's bits
+  template <class Each, class Body>
+  void each_block(int64_t n, Each&& each, Body&& body) const {
+    const uint8_t* bits = w.bits + n * tt_bitmap_row_bytes(conv.K);
+    const int64_t block_k = conv.block_channels * conv.s.kernel_h * conv.s.kernel_w;
+    const int64_t first = conv.place(n, 0), step = conv.place(n, 1) - first;
+    for (int64_t block = 0; block < conv.blocks; ++block) {
+      each(first + block * step);
+      const int64_t end = std::min((block + 1) * block_k, conv.K);
+      for (int64_t k = block * block_k; k < end;) {
+        const int64_t count = std::min(64 - k % 64, end - k);
+        uint64_t word;
+        std::memcpy(&word, bits + k / 64 * 8, 8);
+        body(word >> k % 64 & ~uint64_t(0) >> (64 - count), k);
+        k += count;
+      }
     }
   }
-  while (block <= conv.blocks) begin[block++] = at;
+
+  // No more taps than row_start gives the output room for.
+  void count(int64_t n) const {
+    int64_t room = w.row_start[n + 1] - w.row_start[n];
+    int64_t* own = nullptr;
+    each_block(
+        n,
+        [&](int64_t place) {
+          own = begin + place + 1;
+          *own = 0;
+        },
+        [&](uint64_t word, int64_t) {
+          const int64_t here = std::min<int64_t>(__builtin_popcountll(word), room);
+          *own += here;
+          room -= here;
+        });
+  }
+
+  template <class Value>
+  void fill(int64_t n) const {
+    const int32_t* own = offsets + n / conv.outputs * conv.K;
+    const Value* from = static_cast<const Value*>(w.values) + w.row_start[n];
+    const Value* end = static_cast<const Value*>(w.values) + w.row_start[n + 1];
+    ConvTap* to = nullptr;
+    each_block(
+        n, [&](int64_t place) { to = taps + begin[place]; },
+        [&](uint64_t word, int64_t k) {
+          for (; word != 0 && from < end; word &= word - 1, ++from, ++to)
+            *to = {F32x1::load(from).v, own[k + __builtin_ctzll(word)]};
+        });
+  }
+};
+
+void decode(const Decoder& decoder, const tt_parallel& pool, int threads) {
+  const int64_t N = decoder.conv.s.out_channels, slices = std::min<int64_t>(threads, N);
+  const auto each_output = [&](auto&& body) {
+    parallel_run(pool, slices, [&](int64_t slice) {
+      for (int64_t n = N * slice / slices; n < N * (slice + 1) / slices; ++n) body(n);
+    });
+  };
+  each_output([&](int64_t n) { decoder.count(n); });
+  decoder.begin[0] = 0;
+  for (int64_t i = 0; i < N * decoder.conv.blocks; ++i) decoder.begin[i + 1] += decoder.begin[i];
+  const tt_dtype dtype = decoder.w.dtype;
+  if (dtype == TT_BF16) each_output([&](int64_t n) { decoder.fill<bf16>(n); });
+  else if (dtype == TT_F16) each_output([&](int64_t n) { decoder.fill<fp16>(n); });
+  else each_output([&](int64_t n) { decoder.fill<float>(n); });
 }
 
 // The rows of one plane: those beyond the image, and what lies beside it, are zeros.
@@ -148,13 +198,13 @@ void fill_band(const Pass& pass, int64_t image, int64_t band, float* planes) {
   std::fill(planes, planes + SparseConv::kSlack, 0.0f);
 }
 
-// Tasks are (image, band, part of the outputs); false: no memory for scratch.
+// Tasks are (image, band, tile); false: no memory for scratch.
 bool run_tasks(const Pass& pass, int64_t thread, Shares& shares) {
   const SparseConv& conv = pass.conv;
   int64_t filled = -1;
   float* planes = nullptr;
   for (int64_t index; (index = shares.take(thread)) >= 0;) {
-    const int64_t at = index / pass.parts, part = index % pass.parts;
+    const int64_t at = index / conv.tiles, tile = index % conv.tiles;
     const int64_t image = at / conv.bands, band = at % conv.bands;
     if (filled != at) {
       planes = static_cast<float*>(thread_scratch(conv.plane_floats() * 4, Scratch::kImages));
@@ -165,8 +215,8 @@ bool run_tasks(const Pass& pass, int64_t thread, Shares& shares) {
     ConvTask task = pass.task;
     const int64_t N = conv.s.out_channels, first = band * conv.band_rows;
     task.planes = planes;
-    task.n_begin = N * part / pass.parts;
-    task.n_end = N * (part + 1) / pass.parts;
+    task.n_begin = tile * conv.tile_rows;
+    task.n_end = std::min(task.n_begin + conv.tile_rows, N);
     task.rows = std::min(conv.band_rows, conv.out_h - first);
     task.out = pass.out + ((image * N * conv.out_h + first) * conv.out_w) * pass.out_size;
     if (!pass.kernel.run(task, pass.finish)) return false;
@@ -175,8 +225,8 @@ bool run_tasks(const Pass& pass, int64_t thread, Shares& shares) {
 }
 
 // Bands whose planes stay in L2; where that gives too few tasks for the threads, shorter bands while they
-// are long enough to fill chunks, and then parts of the outputs.
-void plan(SparseConv& conv, int64_t lanes, int threads, int64_t* parts) {
+// are long enough to fill chunks, and then smaller tiles.
+void plan(SparseConv& conv, int64_t lanes, int threads) {
   const int64_t line = conv.s.channels * int64_t(conv.phases.size()) * conv.width * 4;
   int64_t rows = std::max(kBandBytes / line - conv.reach_h, conv.reach_h + 1);
   const int64_t wanted = threads == 1 ? 1 : 2 * threads;
@@ -185,8 +235,9 @@ void plan(SparseConv& conv, int64_t lanes, int threads, int64_t* parts) {
     const int64_t least = std::max(up(2 * kChunkVectors * lanes, conv.width), 2 * conv.reach_h);
     rows = std::min(rows, std::max(up(conv.out_h, up(wanted, images)), least));
   }
-  conv.cut(rows, lanes);
-  *parts = std::min(up(wanted, images * conv.bands), conv.s.out_channels);
+  const int64_t N = conv.s.out_channels;
+  const int64_t parts = std::min(up(wanted, images * up(conv.out_h, rows)), N);
+  conv.cut(rows, std::min(up(N, parts), kTileRows), lanes);
 }
 
 tt_status check_weight(const SparseConv& conv, const tt_bitmap* weight, tt_dtype x_dtype) {
@@ -203,6 +254,13 @@ tt_status check_weight(const SparseConv& conv, const tt_bitmap* weight, tt_dtype
                      "%s: expected row_start from 0 to the %lld values, got %lld to %lld", kOp,
                      (long long)weight->count, (long long)weight->row_start[0],
                      (long long)weight->row_start[N]);
+  }
+  for (int64_t n = 0; n < N; ++n) {
+    if (weight->row_start[n + 1] >= weight->row_start[n]) continue;
+    return set_error(TT_INVALID_ARGUMENT,
+                     "%s: expected row_start to rise, got row_start[%lld] = %lld after %lld", kOp,
+                     (long long)n + 1, (long long)weight->row_start[n + 1],
+                     (long long)weight->row_start[n]);
   }
   return TT_OK;
 }
@@ -238,8 +296,7 @@ tt_status tt_bitmap_conv2d(const tt_conv2d* shape, const void* x, tt_dtype x_dty
   const bool many =
       pool.run != nullptr && double(shape->batch * pixels) * weight->count > 4000 * macs_a_ns;
   const int threads = many ? pool.threads : 1;
-  int64_t parts = 1;
-  plan(conv, kernel.lanes, threads, &parts);
+  plan(conv, kernel.lanes, threads);
   if (conv.plane_floats() > INT32_MAX) {
     return set_error(TT_UNSUPPORTED,
                      "%s: expected rows of %lld channels that fit 8 GiB, got %lld bytes", kOp,
@@ -255,19 +312,14 @@ tt_status tt_bitmap_conv2d(const tt_conv2d* shape, const void* x, tt_dtype x_dty
     if (round == 1 && !carve.take(Scratch::kProduct))
       return set_error(TT_OUT_OF_MEMORY, "%s: no memory for scratch", kOp);
     carve(taps, weight->count);
-    carve(begin, N * (conv.blocks + 1));
+    carve(begin, N * conv.blocks + 1);
     carve(offsets, shape->groups * conv.K);
     carve(bias, N);
   }
   for (int64_t group = 0; group < shape->groups; ++group)
     for (int64_t k = 0; k < conv.K; ++k) offsets[group * conv.K + k] = conv.offset(group, k);
-  const tt_parallel decoders = many ? pool : tt_parallel{nullptr, nullptr, 1};
-  const int64_t slices = std::min<int64_t>(threads, N);
-  parallel_run(decoders, slices, [&](int64_t slice) {
-    for (int64_t n = N * slice / slices; n < N * (slice + 1) / slices; ++n)
-      decode(conv, *weight, offsets + n / conv.outputs * conv.K, n, taps,
-             begin + n * (conv.blocks + 1));
-  });
+  decode({conv, *weight, offsets, begin, taps}, many ? pool : tt_parallel{nullptr, nullptr, 1},
+         threads);
   const bool own_bias = into.bias == nullptr || into.bias_dtype != TT_F32;
   if (own_bias) widen_bias(into, N, bias);
 
@@ -280,9 +332,8 @@ tt_status tt_bitmap_conv2d(const tt_conv2d* shape, const void* x, tt_dtype x_dty
                      own_bias ? bias : static_cast<const float*>(into.bias), 0, 0, 0, nullptr},
             kernel.finish(into.activation, into.out_dtype),
             static_cast<char*>(into.out),
-            dtype_size(into.out_dtype),
-            parts};
-  Shares shares(shape->batch * conv.bands * parts, threads);
+            dtype_size(into.out_dtype)};
+  Shares shares(shape->batch * conv.bands * conv.tiles, threads);
   std::atomic<bool> done{true};
   parallel_run(pool, shares.count, [&](int64_t thread) {
     if (!run_tasks(pass, thread, shares)) done.store(false, std::memory_order_relaxed);

@@ -28,22 +28,28 @@ struct SparseConv {
   std::vector<int32_t> phases;  // h * stride_w + w of those that a tap meets
   std::vector<int32_t> phase_at;  // [stride_h * stride_w] their places in `phases`
   int64_t band_rows = 0, bands = 0, plane = 0;  // plane: floats
-  int64_t block_channels = 0, blocks = 0;  // whose factors stay in L1 while all outputs meet them
+  int64_t block_channels = 0, blocks = 0;  // whose factors stay in L1 while a tile meets them
+  int64_t tile_rows = 0, tiles = 0;  // outputs whose sums stay in L2
 
   explicit SparseConv(const tt_conv2d& shape);
-  // Bands of as many rows, at most.
-  void cut(int64_t rows, int64_t lanes);
+  // Bands of as many rows and tiles of as many outputs, at most.
+  void cut(int64_t rows, int64_t outputs_a_tile, int64_t lanes);
+  // The place of output n's taps in block `block`: taps stand in the order in which they are met.
+  int64_t place(int64_t n, int64_t block) const {
+    const int64_t first = n / tile_rows * tile_rows, left = s.out_channels - first;
+    return first * blocks + block * (left < tile_rows ? left : tile_rows) + n - first;
+  }
   int64_t plane_floats() const { return s.channels * int64_t(phases.size()) * plane + kSlack; }
   int32_t offset(int64_t group, int64_t k) const;
   // What vectors may read past the last plane: zeros.
   static constexpr int64_t kSlack = 256;
 };
 
-// Some outputs of one band.
+// A tile of one band.
 struct ConvTask {
   const SparseConv* conv;
   const ConvTap* taps;
-  const int64_t* begin;  // [out_channels][blocks + 1] into taps
+  const int64_t* begin;  // [out_channels * blocks + 1] into taps, by place()
   const float* planes;
   const float* bias;  // [out_channels], -0.0 where there is none
   int64_t n_begin, n_end, rows;

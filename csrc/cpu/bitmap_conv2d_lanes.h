@@ -1,6 +1,6 @@
 // bitmap_conv2d on any vector type V; internal linkage: included once an instruction set.
 //
-//   for up to eight vectors of positions p:  for a block of channels:  for each output n:
+//   for up to eight vectors of positions p:  for a block of channels:  for each output n of a tile:
 //     sums[n] += w * plane[p + offset]  for every tap of n in these channels
 //
 //   Per tap: one load and one fma a vector, and five instructions for w and the address. The channels of a
@@ -101,12 +101,13 @@ template <class V, int kVectors>
 void chunk(const ConvTask& task, int64_t p, int64_t count, ConvFinishFn finish, float* sums) {
   const int64_t blocks = task.conv->blocks;
   for (int64_t block = 0; block < blocks; ++block) {
-    for (int64_t n = task.n_begin; n < task.n_end; ++n) {
-      const int64_t* begin = task.begin + n * (blocks + 1) + block;
-      float* own = sums + (blocks == 1 ? 0 : n - task.n_begin) * (kVectors * V::lanes);
+    const int64_t* begin = task.begin + task.conv->place(task.n_begin, block);
+    float* own = sums;
+    for (int64_t n = task.n_begin; n < task.n_end; ++n, ++begin) {
       add_taps<V, kVectors>(task.taps + begin[0], task.taps + begin[1], task.planes + p, block == 0,
                             own);
       if (block + 1 == blocks) finish(own, task, p, count, n);
+      if (blocks > 1) own += kVectors * V::lanes;
     }
   }
 }
