@@ -34,6 +34,9 @@ SHAPES: dict[str, tuple[tuple, tuple, dict[str, Any], float]] = {
     "stride3-dilation2": (
         (1, 5, 17, 19), (6, 5, 3, 2), {"stride": (3, 2), "dilation": (2, 3), "padding": (2, 0)}, 0.5,
     ),
+    "stride3-dilation2-wide": (
+        (1, 4, 19, 18), (5, 4, 2, 2), {"stride": 3, "dilation": 2, "padding": (1, 2)}, 0.6,
+    ),
     "7x7-stem": ((2, 3, 30, 34), (17, 3, 7, 7), {"stride": 2, "padding": 3}, 0.2),
     "4x4-same-dilation": ((1, 3, 9, 9), (4, 3, 4, 4), {"padding": "same", "dilation": (1, 2)}, 0.5),
     "kernel-smaller-than-stride": ((2, 3, 20, 17), (5, 3, 2, 1), {"stride": (4, 3)}, 0.6),
@@ -245,9 +248,15 @@ def test_bad_input(generator) -> None:
 def test_bits_that_disagree_with_row_start_stay_in_bounds(isa: str, generator) -> None:
     """More bits than values, and fewer: no crash, zeros at the worst; a row_start that jumps is named."""
     x, _, (values, bitmap, row_start), conv = make("groups3", torch.float32, generator)
-    for bits in (torch.full_like(bitmap, 255), torch.zeros_like(bitmap)):
-        got = op.inference(x, values, bits, row_start, None, *conv)
+    last = torch.zeros_like(row_start)
+    last[-1] = len(values)  # more than K, all in one row
+    ones, zeros = torch.full_like(bitmap, 255), torch.zeros_like(bitmap)
+    for bits, start in ((ones, row_start), (zeros, row_start), (ones, last)):
+        got = op.inference(x, values, bits, start, None, *conv)
         assert got.shape == (2, 18, 7, 8) and got.isfinite().all()
+    # Bits past K = 36 are nobody's: the first K values are the last row's weight.
+    want = F.conv2d(x[:, 8:], values[:36].reshape(1, 4, 3, 3), padding=1)
+    torch.testing.assert_close(got[:, -1:], want, atol=1e-4, rtol=1e-4)
     wild = copy.deepcopy(row_start)
     wild[3] = 10**12
     with pytest.raises(
