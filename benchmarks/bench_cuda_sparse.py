@@ -10,6 +10,8 @@ gradients  of block_linear, for x and for the kept values, against the dense lay
 two_four   sparse24_linear, bf16 and int8, M >= 2048; cuSPARSELt by its own search, where torch has it
 compress   sparse24_pack one way and both ways against a clone of the weight
 
+The first three and the gradient of values also in Triton, by its name, where it is installed.
+
 Every turn finds L2 cold (gpu.py). Writes <device>.csv: every figure, the bars of the project and what
 came of them, losses too. Where torch sees no GPU it measures nothing and says so.
 """
@@ -30,6 +32,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from trimtab import ops
+from trimtab.ops.backend import has_triton
 from trimtab.ops.sparse24_compress import sparse24_unpack
 from trimtab.ops.sparse24_linear import sparse24_pack, sparse24_pack_both
 
@@ -93,30 +96,36 @@ def pruned(N: int, K: int, block: int, sparsity: float, device: torch.device) ->
     return (torch.randn(N, K, device=device) / K**0.5).bfloat16() * keep
 
 
+def overloads(name: str, device: torch.device) -> dict[str, Callable[..., Tensor]]:
+    """An op as it is called, and by Triton."""
+    op = getattr(torch.ops.trimtab, name)
+    every = {"": op.inference if "inference" in op.overloads() else op.default}
+    return every | ({" Triton": op.triton} if device.type == "cuda" and has_triton() else {})
+
+
 def bitmap_weight(N: int, K: int, sparsity: float, device: torch.device) -> Weight:
     dense = pruned(N, K, 1, sparsity, device)
     codes, scale = ops.quantize_int8(dense)
-    op = torch.ops.trimtab.bitmap_linear.inference
     forms: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {}
     for name, parts, s in (
         ("bitmap bf16", ops.bitmap_pack(dense), None),
         ("bitmap int8", ops.bitmap_pack(codes, dense != 0), scale),
     ):
-        forms[name] = (lambda x, parts=parts, s=s: op(x, *parts, s), size_of(*parts[:2]))
+        for who, op in overloads("bitmap_linear", device).items():
+            call = lambda x, op=op, parts=parts, s=s: op(x, *parts, s)  # noqa: E731
+            forms[name + who] = (call, size_of(*parts[:2]))
     return Weight(dense, forms)
 
 
 def block_weight(N: int, K: int, block: int, sparsity: float, device: torch.device) -> Weight:
     dense = pruned(N, K, block, sparsity, device)
     codes, scale = ops.quantize_int8(dense)
-    op = torch.ops.trimtab.block_linear.inference
     forms: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {}
     for name, weight, s in (("bf16", dense, None), ("int8", codes, scale)):
         parts = ops.block_pack(weight, (block, block), refuse_larger=False)
-        forms[f"block {block} {name}"] = (
-            lambda x, parts=parts, s=s: op(x, *parts, s, None, 0, N),
-            size_of(*parts),
-        )
+        for who, op in overloads("block_linear", device).items():
+            call = lambda x, op=op, parts=parts, s=s: op(x, *parts, s, None, 0, N)  # noqa: E731
+            forms[f"block {block} {name}{who}"] = (call, size_of(*parts))
     return Weight(dense, forms)
 
 
@@ -127,10 +136,11 @@ def thin_weight(N: int, K: int, kind: str, device: torch.device) -> Weight:
     keep = keep.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
     dense = ((torch.randn(N, K, device=device) / K**0.5) * keep).to(dtype)
     parts = ops.block_pack(dense, block, refuse_larger=False)
-    op = torch.ops.trimtab.block_linear.inference
-    return Weight(
-        dense, {f"block {kind}": (lambda x: op(x, *parts, None, None, 0, N), size_of(*parts))}
-    )
+    forms: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {}
+    for who, op in overloads("block_linear", device).items():
+        call = lambda x, op=op: op(x, *parts, None, None, 0, N)  # noqa: E731
+        forms[f"block {kind}{who}"] = (call, size_of(*parts))
+    return Weight(dense, forms)
 
 
 class CuSparseLt:
@@ -170,6 +180,17 @@ def two_four_weight(N: int, K: int, device: torch.device) -> Weight:
     return Weight(dense, forms)
 
 
+def runs(call: gpu.Call, what: str) -> bool:
+    """Whether it does. Triton compiles at the first call, and what fails there is no reason to leave
+    the rest unmeasured."""
+    try:
+        call()
+    except Exception as error:
+        FAILURES.append(f"{what}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        return False
+    return True
+
+
 def compare(
     device: Gpu, table: Table, section: str, weight: Weight, M: int, seconds: float, **extra: Any
 ) -> dict[str, harness.Timing]:
@@ -180,6 +201,8 @@ def compare(
     peer = CUBLAS if x.dtype == torch.bfloat16 else "cuBLAS fp32"
     calls: dict[str, gpu.Call] = {peer: lambda: linear(x, weight.dense)}
     for name, (call, _) in weight.forms.items():
+        if not runs(lambda call=call: call(x), f"{name} at M,K,N={M},{K},{N}"):
+            continue
         error = (call(x)[:64].float() - want).norm() / want.norm().clamp(min=1e-30)
         if float(error) < (0.03 if "int8" in name else 0.01):
             calls[name] = lambda call=call: call(x)
@@ -272,7 +295,10 @@ def bench_thin(device: Gpu, table: Table, options: argparse.Namespace) -> None:
 
 def bench_gradients(device: Gpu, table: Table, options: argparse.Namespace) -> None:
     N, K, M = (128, 64, 40) if options.quick else (4096, 4096, 8192)
-    grad_x, grad_values = torch.ops.trimtab.block_grad_x, torch.ops.trimtab.block_grad_values
+    grad_x, of_values = (
+        torch.ops.trimtab.block_grad_x,
+        overloads("block_grad_values", device.device),
+    )
     x, grad = (torch.randn(M, size, device=device.device).bfloat16() for size in (K, N))
     for block in ((16, 16), (32, 32), (64, 64), (1, 16)):
         keep = torch.rand(N // block[0], K // block[1], device=device.device) >= 0.9
@@ -280,19 +306,20 @@ def bench_gradients(device: Gpu, table: Table, options: argparse.Namespace) -> N
         dense = torch.randn(N, K, device=device.device).bfloat16() * keep
         values, crow, col = ops.block_pack(dense, block, keep, refuse_larger=False)
         name = f"block {block[0]}x{block[1]}"
-        pairs = {
-            "of x": (
-                lambda dense=dense: grad @ dense,
-                lambda v=values, r=crow, c=col: grad_x(grad, v, r, c, K),
-            ),
-            "of values": (
-                lambda: grad.t() @ x,
-                lambda r=crow, c=col, b=block: grad_values(grad, x, r, c, *b),
-            ),
+        products: dict[str, dict[str, gpu.Call]] = {
+            "of x": {
+                CUBLAS: lambda dense=dense: grad @ dense,
+                name: lambda v=values, r=crow, c=col: grad_x(grad, v, r, c, K),
+            },
+            "of values": {CUBLAS: lambda: grad.t() @ x},
         }
-        for what, (theirs, ours) in pairs.items():
+        for who, op in of_values.items():
+            call = lambda op=op, r=crow, c=col, b=block: op(grad, x, r, c, *b)  # noqa: E731
+            if runs(call, f"gradient of values, {name}{who}"):
+                products["of values"][name + who] = call
+        for what, calls in products.items():
             seconds = 0.01 if options.quick else options.seconds
-            times = device.interleave({CUBLAS: theirs, name: ours}, seconds)
+            times = device.interleave(calls, seconds)
             for who, value in times.items():
                 table.add("gradients", who, (M, K, N), value, block=name, of=what)
             ratios(f"gradient {what}", (M, K, N), times)

@@ -146,7 +146,7 @@ def any_not_finite(acc):
     return tl.max(tl.max(exponent, axis=1), axis=0) == 0x7F800000
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "count", "share"])
 def bitmap_linear_kernel(
     x_ptr,  # [M, K] fp32, bf16 or fp16, or int8 for int8 values
     values_ptr,  # [count] of the same dtype

@@ -34,7 +34,7 @@ MOST_PARTS = 16  # of the tokens
 NUM_WARPS = 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "blocks", "rows", "share", "size"])
 def block_grad_values_kernel(
     grad_ptr,  # [M, N] fp32, bf16 or fp16
     x_ptr,  # [M, K] of the same dtype

@@ -41,7 +41,6 @@ def find_group(crow_ptr, blocks, rows, each, group, LEVELS: tl.constexpr):
         before = row_start(crow_ptr, r, blocks, r < rows) // each + r <= group
         passed = tl.sum((before & (r < rows)).to(tl.int32), axis=0)
         row += tl.maximum(passed - 1, 0) * step
-    row = tl.minimum(row, rows - 1)
     begin = row_start(crow_ptr, row, blocks, True)
     end = tl.maximum(row_start(crow_ptr, row + 1, blocks, True), begin)
     index = group - begin // each - row

@@ -46,7 +46,7 @@ from .tuning import EXACT
 LEAST_COLUMNS = 256  # kept ones of a group, on average
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "blocks", "rows", "each", "programs"])
 def block_linear_kernel(
     x_ptr,  # [M, K] fp32, bf16 or fp16, or int8 for int8 values
     values_ptr,  # [blocks, BN, BK] of the same dtype
@@ -130,7 +130,7 @@ def slot_of(first, index, each):
     return (first // each * 2 + (index == 0)).to(tl.int64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "blocks", "each", "programs"])
 def block_finish_kernel(
     sums_ptr,
     crow_ptr,

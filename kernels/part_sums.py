@@ -31,7 +31,7 @@ def store_outputs(
     tl.store(out_ptr + at, t.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts", "M"])
 def add_parts_kernel(
     sums_ptr,  # [parts, M, N] fp32 or int32
     w_scale_ptr,

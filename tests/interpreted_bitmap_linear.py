@@ -10,7 +10,7 @@ import importlib
 import pytest
 import torch
 from sparse_cases import assert_near
-from triton_interpret import mend_interpreter
+from triton_interpret import at_the_end, mend_interpreter
 
 from trimtab import ops
 from trimtab.kernels.bitmap_linear import bitmap_linear, share_of
@@ -20,7 +20,7 @@ kernel = importlib.import_module("trimtab.kernels.bitmap_linear")
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # One part and several, a last one that is shorter; words that end within a step; tiles of M and N.
-SHAPES = [(1, 1, 1), (3, 65, 130), (17, 3, 600), (2, 5, 0), (0, 7, 9)]
+SHAPES = [(1, 1, 1), (3, 67, 130), (17, 3, 600), (2, 5, 0), (0, 7, 9)]
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,8 @@ def test_float(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     weight = weight_of(N, K, 0.4, dtype)
     x, bias = torch.randn(2 * M, K).to(dtype)[::2], torch.randn(N)
     parts = ops.bitmap_pack(weight)
+    if M and K:  # a row more would be in memory that cannot be read
+        x, parts = at_the_end(x.contiguous()), tuple(map(at_the_end, parts))
     got = bitmap_linear(x, *parts, None, bias, "relu")
     want = (x.double() @ weight.double().t() + bias.double()).relu()
     assert_near(got, x, weight, want, K)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from sparse_cases import assert_near
-from triton_interpret import mend_interpreter
+from triton_interpret import at_the_end, mend_interpreter
 
 from trimtab import ops
 from trimtab.kernels.block_grad_values import block_grad_values
@@ -39,6 +39,7 @@ CASES = [
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "LEAST_COLUMNS", 1)
+    monkeypatch.setattr(kernel, "WANTED_PROGRAMS", 1)
 
 
 def weight_of(
@@ -48,8 +49,11 @@ def weight_of(
     the others, and so is several groups."""
     bn, bk = block
     mask = torch.rand(-(-N // bn), -(-K // bk)) < (0.1 if long else 0.5)
-    mask[len(mask) // 2] = long
-    mask[len(mask) // 3 : len(mask) // 2] = False
+    if len(mask) > 2:
+        mask[len(mask) // 3 : len(mask) // 2] = False
+        mask[len(mask) // 2] = long
+    else:
+        mask[0, -1] = True
     mask = mask.repeat_interleave(bn, 0).repeat_interleave(bk, 1)[:N, :K]
     weight = torch.randn(N, K) * mask
     if dtype == torch.int8:
@@ -69,13 +73,17 @@ def test_float(case: Any, dtype: torch.dtype) -> None:
     torch.manual_seed(K)
     parts, weight = weight_of(N, K, block, dtype)
     x, bias = torch.randn(2 * M, K).to(dtype)[::2], torch.randn(N)
+    if dtype == torch.bfloat16:  # ends where memory does that can be read
+        x, parts = at_the_end(x.contiguous()), tuple(map(at_the_end, parts))
     got = block_linear(x, *parts, None, bias, "relu", N=N)
     want = (x.double() @ weight.double().t() + bias.double()).relu()
     assert_near(got, x, weight, want, K)
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)
-def test_int8_is_exact(case: Any) -> None:
+def test_int8_is_exact(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program a block."""
+    monkeypatch.setattr(kernel, "WANTED_PROGRAMS", 2**30)
     M, N, K, block = case
     torch.manual_seed(K)
     parts, _ = weight_of(N, K, block, torch.int8)
@@ -100,6 +108,18 @@ def test_long_rows(case: Any, dtype: torch.dtype) -> None:
     x, bias = torch.randn(M, K).to(dtype), torch.randn(N)
     got = block_linear(x, *parts, None, bias, N=N)
     assert_near(got, x, weight, x.double() @ weight.double().t() + bias.double(), K)
+
+
+def test_groups_that_begin_side_by_side() -> None:
+    """In groups of 4 blocks a row's second one, from block 4 on, and the next row's first, from 5 on."""
+    mask = torch.zeros(6, 7, dtype=torch.bool)
+    mask[0, :5] = mask[1, 1:6] = mask[3, 0] = mask[5, 6] = True
+    mask = mask.repeat_interleave(16, 0).repeat_interleave(16, 1)
+    weight = torch.randint(1, 9, mask.shape) * mask
+    parts = ops.block_pack(weight.float(), (16, 16))
+    assert blocks_of_group(len(parts[2]), 6, 16, 1) == 4
+    x = torch.randint(-9, 9, (3, 112)).float()
+    assert torch.equal(block_linear(x, *parts, N=96), x @ weight.float().t())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -165,11 +185,13 @@ def test_wrong_indices_read_nothing_else(block: tuple[int, int], dtype: torch.dt
             block_grad_values(grad, x, rows, columns, *block)
 
 
-def test_groups() -> None:
+def test_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice the mean, less where few programs would run, a step's columns at least."""
     assert blocks_of_group(1000, 100, 16, 64) == 20
+    monkeypatch.setattr(kernel, "WANTED_PROGRAMS", 512)
+    assert blocks_of_group(1000, 100, 16, 64) == 20
     assert blocks_of_group(1000, 100, 16, 1) == 1
-    kernel.LEAST_COLUMNS = 256
+    monkeypatch.setattr(kernel, "LEAST_COLUMNS", 256)
     assert blocks_of_group(1000, 100, 16, 1) == 16
     assert [levels_of(rows) for rows in (1, 64, 65, 4096, 4097)] == [1, 1, 2, 2, 3]
     assert serves(16, 1) and serves(1, 64) and not serves(3, 16) and not serves(16, 48)

@@ -163,6 +163,30 @@ def test_adafactor(dtype: torch.dtype, options: dict[str, Any], fresh: Any) -> N
     twins.check()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (torch.float32, {"weight_decay": 0.1}),
+        (torch.bfloat16, {"max_grad_norm": 0.5, "l1": 0.01}),
+        ADAFACTOR[2],
+    ],
+    ids=optim_cases.ident,
+)
+def test_adafactor_in_triton(
+    dtype: torch.dtype, options: dict[str, Any], fresh: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which has no masks, averages, masters nor stochastic rounding."""
+    if backend.FORCED == "cuda":
+        pytest.skip("TRIMTAB_BACKEND=cuda")
+    monkeypatch.setattr(device, "why_not_cuda", lambda _: "the test asks for Triton")
+    twins = Twins("Adafactor", fresh, dtype, SHAPES, **options)
+    for _ in range(3):
+        twins.step()
+    (run,) = twins.ours._plan.runs
+    assert type(run.runner.functions).__module__ == "trimtab.kernels.adafactor"
+    twins.check()
+
+
 def test_adafactor_waits_for_nothing_and_is_captured(fresh: Any) -> None:
     needs_cuda()
     twins = Twins("Adafactor", fresh, sizes=SHAPES, max_grad_norm=1.0)

@@ -1,4 +1,5 @@
-"""The sparse products' CUDA kernels on a GPU, against the CPU's. Runs where there is one (`make gpu`).
+"""The sparse products on a GPU, CUDA C++ and Triton, against the CPU's. Runs where there is one
+(`make gpu`).
 
 Inputs are fresh at every run: TRIMTAB_SEED repeats one, as in test_gpu_int8.py.
 """
@@ -31,6 +32,20 @@ SHAPES = [
     (513, 512, 1024),
 ]
 KEPT = (0.0, 0.1, 0.5, 1.0)
+
+# Who computes: the op as it is called, CUDA C++ where it can be, and Triton by its name.
+_ops = torch.ops.trimtab
+BITMAP = {"cuda": _ops.bitmap_linear.default, "triton": _ops.bitmap_linear.triton}
+BLOCK = {"cuda": _ops.block_linear.default, "triton": _ops.block_linear.triton}
+GRADIENT = {"cuda": _ops.block_grad_values.default, "triton": _ops.block_grad_values.triton}
+SPARSE24 = {"cuda": _ops.sparse24_linear.default, "triton": _ops.sparse24_linear.triton}
+WHO = pytest.mark.parametrize("who", ["cuda", "triton"])
+
+
+def few_for_triton(who: str, shape: tuple[int, int, int], kept: float = 0.1) -> None:
+    """Triton compiles for every kind of shape, which takes a second each."""
+    if who == "triton" and (shape[0] not in (1, 17, 513) or kept not in (0.1, 0.3)):
+        pytest.skip("not in Triton")
 
 
 @pytest.fixture
@@ -71,41 +86,51 @@ def close(got: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> None:
     assert (got.double() - want).norm() <= 2 * bound * want.norm()
 
 
+@WHO
 @pytest.mark.parametrize("kept", KEPT)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", [*cases.DTYPES, torch.int8], ids=cases.ident)
-def test_bitmap_linear(dtype, shape, kept, fresh) -> None:
+def test_bitmap_linear(dtype, shape, kept, who, fresh) -> None:
+    few_for_triton(who, shape, kept)
+    if who == "triton" and shape[0] > 32:
+        pytest.skip("the dense weight's")
     x, weight, scale = operands(shape, dtype, 1, kept, fresh)
     parts = ops.bitmap_pack(weight)
-    got = ops.bitmap_linear(*on_gpu(x, *parts, scale))
+    got = BITMAP[who](*on_gpu(x, *parts, scale))
     if dtype == torch.int8:
         cases.assert_same_bits(got.cpu(), ops.bitmap_linear(x, *parts, scale))
     elif dtype != torch.float32 or shape[0] <= 32:  # the dense product may be in tf32
         close(got, x, weight)
     for _ in range(3):
-        assert torch.equal(ops.bitmap_linear(*on_gpu(x, *parts, scale)), got)
+        assert torch.equal(BITMAP[who](*on_gpu(x, *parts, scale)), got)
 
 
-def check_block_linear(shape, dtype: torch.dtype, block: tuple[int, int], kept: float, fresh):
+def check_block_linear(
+    shape, dtype: torch.dtype, block: tuple[int, int], kept: float, who: str, fresh
+) -> None:
+    few_for_triton(who, shape, kept)
     x, weight, scale = operands(shape, dtype, block, kept, fresh)
     parts, N = ops.block_pack(weight, block, refuse_larger=False), shape[1]
-    got = ops.block_linear(*on_gpu(x, *parts, scale), N=N)
+    tail = (None, 0, N)
+    got = BLOCK[who](*on_gpu(x, *parts, scale), *tail)
     if dtype == torch.int8:
         cases.assert_same_bits(got.cpu(), ops.block_linear(x, *parts, scale, N=N))
     else:
         close(got, x, weight)
     for _ in range(3):
-        assert torch.equal(ops.block_linear(*on_gpu(x, *parts, scale), N=N), got)
+        assert torch.equal(BLOCK[who](*on_gpu(x, *parts, scale), *tail), got)
 
 
+@WHO
 @pytest.mark.parametrize("kept", KEPT)
 @pytest.mark.parametrize("block", [16, 32, 64])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int8], ids=cases.ident)
-def test_block_linear(dtype, shape, block, kept, fresh) -> None:
-    check_block_linear(shape, dtype, (block, block), kept, fresh)
+def test_block_linear(dtype, shape, block, kept, who, fresh) -> None:
+    check_block_linear(shape, dtype, (block, block), kept, who, fresh)
 
 
+@WHO
 @pytest.mark.parametrize("kept", [0.3])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(
@@ -114,26 +139,43 @@ def test_block_linear(dtype, shape, block, kept, fresh) -> None:
     + [(dtype, block) for dtype in (*cases.DTYPES, torch.int8) for block in ((1, 16), (3, 5))],
     ids=cases.ident,
 )
-def test_block_linear_by_multiply_adds(dtype, block, shape, kept, fresh) -> None:
-    check_block_linear(shape, dtype, block, kept, fresh)
+def test_block_linear_by_multiply_adds(dtype, block, shape, kept, who, fresh) -> None:
+    """What the tensor cores of CUDA C++ do not have; Triton takes all but 3 x 5 from them."""
+    check_block_linear(shape, dtype, block, kept, who, fresh)
 
 
+@WHO
+def test_uneven_rows(who, fresh) -> None:
+    """Most kept blocks in a few rows."""
+    _, weight, scale = operands((0, 4096, 4096), torch.int8, 16, 0.02, fresh)
+    weight[160:192] = torch.randint(-127, 128, (32, 4096), generator=fresh)
+    weight[-16:], weight[1024:2048] = 1, 0
+    parts = ops.block_pack(weight, (16, 16))
+    for M in (1, 100, 1000):
+        x = torch.randn(M, 4096, generator=fresh)
+        got = BLOCK[who](*on_gpu(x, *parts, scale), None, 0, 4096)
+        cases.assert_same_bits(got.cpu(), ops.block_linear(x, *parts, scale))
+
+
+@WHO
 @pytest.mark.parametrize("kept", [0.1])
 @pytest.mark.parametrize("block", [(16, 16), (32, 32), (64, 64), (1, 16), (3, 5)], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.ident)
-def test_block_gradients(dtype, shape, block, kept, fresh) -> None:
+def test_block_gradients(dtype, shape, block, kept, who, fresh) -> None:
     """Against float64; the same bits again."""
+    few_for_triton(who, shape)
     (M, N, K), (bn, bk) = shape, block
     x, weight, _ = operands(shape, dtype, block, kept, fresh)
     grad = torch.randn(M, N, generator=fresh).to(dtype)
     values, crow, col = on_gpu(*ops.block_pack(weight, block, refuse_larger=False))
     grad, x, weight = on_gpu(grad, x, weight)
     eps = 2.0**-24 + torch.finfo(dtype).eps / 2
-    got = torch.ops.trimtab.block_grad_x(grad, values, crow, col, K)
-    want = grad.double() @ weight.double()
-    assert (got.double() - want).norm() <= 4 * N**0.5 * eps * want.norm()
-    got = torch.ops.trimtab.block_grad_values(grad, x, crow, col, bn, bk)
+    if who == "cuda":
+        got = torch.ops.trimtab.block_grad_x(grad, values, crow, col, K)
+        want = grad.double() @ weight.double()
+        assert (got.double() - want).norm() <= 4 * N**0.5 * eps * want.norm()
+    got = GRADIENT[who](grad, x, crow, col, bn, bk)
     wide = torch.nn.functional.pad(grad.double().t() @ x.double(), (0, -K % bk, 0, -N % bn))
     tiles = wide.reshape(-(-N // bn), bn, -(-K // bk), bk).transpose(1, 2)
     rows = torch.repeat_interleave((crow[1:] - crow[:-1]).long())
@@ -141,7 +183,7 @@ def test_block_gradients(dtype, shape, block, kept, fresh) -> None:
     assert got.shape == want.shape
     assert (got.double() - want).norm() <= 4 * max(M, 1) ** 0.5 * eps * want.norm()
     for _ in range(3):
-        assert torch.equal(torch.ops.trimtab.block_grad_values(grad, x, crow, col, bn, bk), got)
+        assert torch.equal(GRADIENT[who](grad, x, crow, col, bn, bk), got)
 
 
 # --- 2:4
@@ -169,50 +211,57 @@ def test_sparse24_compress(dtype, shape, fresh) -> None:
             assert torch.equal(one, other)
 
 
+@WHO
 @pytest.mark.parametrize("shape", SHAPES24, ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int8], ids=cases.ident)
-def test_sparse24_linear(dtype, shape, fresh) -> None:
+def test_sparse24_linear(dtype, shape, who, fresh) -> None:
     """mma.sp, and wgmma.sp from 33 rows on where rows of x are whole 16 bytes; x at any address."""
+    few_for_triton(who, shape)
     x, weight, scale = operands(shape, dtype, 1, 1.0, fresh)
     values, metadata = sparse24_pack(weight.cuda())
     dense = sparse24_unpack(*ops.sparse24_compress(weight), shape[2])
-    got = ops.sparse24_linear(x.cuda(), values, metadata, *on_gpu(scale))
+    linear = SPARSE24[who]
+    got = linear(x.cuda(), values, metadata, *on_gpu(scale))
     if dtype == torch.int8:
         cases.assert_same_bits(got.cpu(), ops.int8_linear(x, dense, scale))
     else:
         close(got, x, dense)
     moved = torch.empty(shape[0], shape[2] + 3, dtype=x.dtype, device="cuda")[:, 1 : shape[2] + 1]
-    unaligned = ops.sparse24_linear(moved.copy_(x), values, metadata, *on_gpu(scale))
+    unaligned = linear(moved.copy_(x), values, metadata, *on_gpu(scale))
     if dtype == torch.int8:
         assert torch.equal(unaligned, got)
     else:
         close(unaligned, x, dense)
     for _ in range(3):
-        assert torch.equal(ops.sparse24_linear(x.cuda(), values, metadata, *on_gpu(scale)), got)
+        assert torch.equal(linear(x.cuda(), values, metadata, *on_gpu(scale)), got)
 
 
-def test_pruned_weights_meet_no_inf(fresh) -> None:
+@WHO
+def test_pruned_weights_meet_no_inf(who, fresh) -> None:
     x, weight, _ = operands((20, 300, 500), torch.bfloat16, 1, 0.5, fresh)
     x[3, 77] = float("inf")
-    got = ops.bitmap_linear(*on_gpu(x, *ops.bitmap_pack(weight))).cpu()
+    got = BITMAP[who](*on_gpu(x, *ops.bitmap_pack(weight))).cpu()
     assert torch.equal(~got[3].isfinite(), weight[:, 77] != 0)
     x, weight, _ = operands((20, 320, 512), torch.bfloat16, 32, 0.5, fresh)
     x[3, 77] = float("inf")
-    got = ops.block_linear(*on_gpu(x, *ops.block_pack(weight, (32, 32))), N=320).cpu()
+    parts = on_gpu(*ops.block_pack(weight, (32, 32)))
+    got = BLOCK[who](x.cuda(), *parts, None, None, 0, 320).cpu()
     assert torch.equal(~got[3].isfinite(), weight[:, 77] != 0)
 
 
-def test_corrupt_weights_read_nothing_else(fresh) -> None:
+@WHO
+def test_corrupt_weights_read_nothing_else(who, fresh) -> None:
     """compute-sanitizer says more; without it, no fault and no hang."""
     x, weight, _ = operands((4, 256, 512), torch.bfloat16, 1, 0.3, fresh)
     values, bitmap, start = on_gpu(*ops.bitmap_pack(weight))
     x = x.cuda()
     for wrong in (start + 2**40, -start, start * 3):
-        ops.bitmap_linear(x, values, torch.full_like(bitmap, 255), wrong)
+        BITMAP[who](x, values, torch.full_like(bitmap, 255), wrong)
     _, weight, _ = operands((4, 256, 512), torch.bfloat16, 32, 0.5, fresh)
     values, crow, col = on_gpu(*ops.block_pack(weight, (32, 32)))
     for rows, columns in ((crow * 1000, col), (crow, col + 2**30), (-crow, -col)):
-        ops.block_linear(x, values, rows, columns, N=256)
+        BLOCK[who](x, values, rows, columns, None, None, 0, 256)
+        GRADIENT[who](x[:, :256], x, rows, columns, 32, 32)
     torch.cuda.synchronize()
 
 
