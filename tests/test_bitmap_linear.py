@@ -201,7 +201,7 @@ def test_strides_and_ranks(view, generator) -> None:
     cases.assert_same_bits(got, flat.reshape(got.shape))
 
 
-@pytest.mark.parametrize("M", [20, 72, 905])
+@pytest.mark.parametrize("M", [12, 20, 72, 905])
 def test_tiles_of_the_weight(isa: str, M: int, generator) -> None:
     """More rows of it than a tile; the panels of 72 and 905 rows of x end in a group of two or of one."""
     x = torch.randn(M, 130, generator=generator)

@@ -23,17 +23,18 @@ namespace trimtab {
 namespace {
 
 constexpr int kWalkRows = kBitmapWalkRows;  // of a tile
-constexpr int kSortedRows = 256;  // of a tile in order of its bits: its sums are met in any order
+constexpr int kSortedLeast = 200;  // fewer rows are not worth putting in order
 constexpr int kRowsAhead = 8;  // whose bits and values are asked for
 
-// Whether rows come in order of their bits.
+// Whether rows come in order of their bits. Their sums are met in any order then, so they stay in L1.
 constexpr bool walk_sorts(int panels) { return panels <= 2; }
+constexpr int walk_tile(int panels) { return walk_sorts(panels) ? kWalkRows / panels : kWalkRows; }
 
 struct WalkScratch {
   float* sums;  // [kWalkRows][panels][16]
   float* piece;  // [64 k][panels][16] of x
   const void** next;  // [kWalkRows + kRowsAhead] each row's values from here on
-  uint64_t* words;  // [kSortedRows]
+  uint64_t* words;  // [kWalkRows]
   uint16_t* order;  // [kWalkRows + kRowsAhead]
 
   bool take(int panels) {
@@ -43,7 +44,7 @@ struct WalkScratch {
       carve(sums, int64_t(kWalkRows) * panels * kSparseM);
       carve(piece, int64_t(64) * panels * kSparseM);
       carve(next, int64_t(kWalkRows + kRowsAhead));
-      carve(words, int64_t(kSortedRows));
+      carve(words, int64_t(kWalkRows));
       carve(order, int64_t(kWalkRows + kRowsAhead));
     }
     return true;
@@ -106,7 +107,7 @@ void fill_piece(const BitmapBlock& s, int64_t k, const SparseLanes& lanes, float
 inline void sort_rows(const uint8_t* bits, int64_t row_bytes, int rows,
                       const WalkScratch& scratch) {
   uint16_t start[66] = {};  // where the rows with so many bits begin; one further on while counted
-  uint8_t counts[kSortedRows];
+  uint8_t counts[kWalkRows];
   for (int row = 0; row < rows; ++row, bits += row_bytes) {
     std::memcpy(scratch.words + row, bits, 8);
     counts[row] = uint8_t(__builtin_popcountll(scratch.words[row]));
@@ -122,11 +123,10 @@ inline void sort_rows(const uint8_t* bits, int64_t row_bytes, int rows,
 //
 // All of the next row that its first fma waits for is loaded before a row's loop, whose end is guessed wrongly
 // more often than not. (That, and nothing read again through pointers: 1.06 to 1.09 x.)
-template <class V, class Value, int kPanels>
+template <class V, class Value, int kPanels, bool kSorted>
 void walk_rows(const uint8_t* bits, int64_t row_bytes, int rows, const Value** next,
                const uint64_t* words, const uint16_t* order, const float* piece, bool first,
                float* sums) {
-  constexpr bool kSorted = walk_sorts(kPanels);
   float buffer[64];
   const auto load = [&](int row) __attribute__((always_inline)) {
     uint64_t word;
@@ -166,11 +166,14 @@ void walk(const BitmapBlock& s, int64_t n, int rows, const SparseLanes& lanes,
   for (int i = 0; i < kRowsAhead; ++i) next[rows + i] = next[rows - 1], scratch.order[rows + i] = 0;
   if (s.row_bytes == 0) std::memset(scratch.sums, 0, size_t(rows) * kPanels * kSparseM * 4);
   const uint8_t* bits = s.weight.bits + n * s.row_bytes;
+  const bool sorted = walk_sorts(kPanels) && rows >= kSortedLeast;
+  const auto walk_word_of_rows = sorted ? walk_rows<V, Value, kPanels, walk_sorts(kPanels)>
+                                        : walk_rows<V, Value, kPanels, false>;
   for (int64_t byte = 0; byte < s.row_bytes; byte += 8, bits += 8) {
-    if (walk_sorts(kPanels)) sort_rows(bits, s.row_bytes, rows, scratch);
+    if (sorted) sort_rows(bits, s.row_bytes, rows, scratch);
     fill_piece<Value, kPanels>(s, byte * 8, lanes, scratch.piece);
-    walk_rows<V, Value, kPanels>(bits, s.row_bytes, rows, next, scratch.words, scratch.order,
-                                 scratch.piece, byte == 0, scratch.sums);
+    walk_word_of_rows(bits, s.row_bytes, rows, next, scratch.words, scratch.order, scratch.piece,
+                      byte == 0, scratch.sums);
   }
 }
 
@@ -183,7 +186,7 @@ bool walk_block(const BitmapBlock& s, const SparseOutput& output) {
   const int panels = int((s.rows + kSparseM - 1) / kSparseM);
   WalkScratch scratch;
   if (!scratch.take(panels)) return false;
-  const int tile = walk_sorts(panels) ? kSortedRows : kWalkRows;
+  const int tile = walk_tile(panels);
   for (int64_t n = s.n_begin; n < s.n_end; n += tile) {
     const int tile_rows = int(s.n_end - n < tile ? s.n_end - n : tile);
     kWalks[panels - 1](s, n, tile_rows, *output.lanes, scratch);
