@@ -9,8 +9,8 @@
 //
 //   After port 5 it is loads that set the pace, above all then: one for the tile of the weight, one for that of
 //   x, one for the bits, and two for the values, whose 64 bytes nearly always cross a line. So one panel of x
-//   meets two tiles of the weight each time it is loaded (16 rows of x: 1.06 times as fast), and words of 32
-//   bits come by twos (1.04 times).
+//   meets two tiles of the weight each time it is loaded (with the weight in L2, 16 rows of x: 1.06 times as
+//   fast; from memory on two threads, beside busy ones, no faster), and words of 32 bits come by twos (1.04 times).
 //
 //   With the weight in memory the line fill buffers are the next limit: its lines on their way hold them, and
 //   each step brings 16 lines of x from L2. So up to four or eight rows of x make a panel as narrow, of 4 or 8
