@@ -161,6 +161,33 @@ void decode(const Decoder& decoder, const tt_parallel& pool, int threads) {
   else each_output([&](int64_t n) { decoder.fill<float>(n); });
 }
 
+// Taps and bias, in this thread's scratch; false: no memory for it.
+bool prepare(const SparseConv& conv, const tt_bitmap& weight, const tt_epilogue& epilogue,
+             const tt_parallel& pool, int threads, ConvTask* task) {
+  const int64_t N = conv.s.out_channels, groups = conv.s.groups;
+  ConvTap* taps = nullptr;
+  int64_t* begin = nullptr;
+  int32_t* offsets = nullptr;
+  float* bias = nullptr;
+  Carver carve;
+  for (int cut = 0; cut < 2; ++cut) {
+    if (cut == 1 && !carve.take(Scratch::kProduct)) return false;
+    carve(taps, weight.count);
+    carve(begin, N * conv.blocks + 1);
+    carve(offsets, groups * conv.K);
+    carve(bias, N);
+  }
+  for (int64_t group = 0; group < groups; ++group)
+    for (int64_t k = 0; k < conv.K; ++k) offsets[group * conv.K + k] = conv.offset(group, k);
+  decode({conv, weight, offsets, begin, taps}, pool, threads);
+  const bool own_bias = epilogue.bias == nullptr || epilogue.bias_dtype != TT_F32;
+  if (own_bias) widen_bias(epilogue, N, bias);
+  task->taps = taps;
+  task->begin = begin;
+  task->bias = own_bias ? bias : static_cast<const float*>(epilogue.bias);
+  return true;
+}
+
 // The rows of one plane: those beyond the image, and what lies beside it, are zeros.
 void fill_plane(const Pass& pass, const char* x, int64_t phase, int64_t first_row, int64_t rows,
                 float* to) {
@@ -191,7 +218,8 @@ void fill_band(const Pass& pass, int64_t image, int64_t band, float* planes) {
   for (int64_t c = 0; c < conv.s.channels; ++c, x += channel_bytes)
     for (const int32_t phase : conv.phases) {
       fill_plane(pass, x, phase, first, rows, planes);
-      // A shorter last band: what stands below it is read, for positions that nobody wants.
+      // Below a shorter last band, as in the slack: what is read for positions that nobody wants should be
+      // no subnormal, which would be slow.
       std::fill(planes + rows * conv.width, planes + conv.plane, 0.0f);
       planes += conv.plane;
     }
@@ -303,33 +331,15 @@ tt_status tt_bitmap_conv2d(const tt_conv2d* shape, const void* x, tt_dtype x_dty
                      (long long)shape->channels, (long long)conv.plane_floats() * 4);
   }
 
-  ConvTap* taps = nullptr;
-  int64_t* begin = nullptr;
-  int32_t* offsets = nullptr;
-  float* bias = nullptr;
-  Carver carve;
-  for (int round = 0; round < 2; ++round) {
-    if (round == 1 && !carve.take(Scratch::kProduct))
-      return set_error(TT_OUT_OF_MEMORY, "%s: no memory for scratch", kOp);
-    carve(taps, weight->count);
-    carve(begin, N * conv.blocks + 1);
-    carve(offsets, shape->groups * conv.K);
-    carve(bias, N);
-  }
-  for (int64_t group = 0; group < shape->groups; ++group)
-    for (int64_t k = 0; k < conv.K; ++k) offsets[group * conv.K + k] = conv.offset(group, k);
-  decode({conv, *weight, offsets, begin, taps}, many ? pool : tt_parallel{nullptr, nullptr, 1},
-         threads);
-  const bool own_bias = into.bias == nullptr || into.bias_dtype != TT_F32;
-  if (own_bias) widen_bias(into, N, bias);
-
+  ConvTask task{&conv, nullptr, nullptr, nullptr, nullptr, 0, 0, 0, nullptr};
+  if (!prepare(conv, *weight, into, many ? pool : tt_parallel{nullptr, nullptr, 1}, threads, &task))
+    return set_error(TT_OUT_OF_MEMORY, "%s: no memory for scratch", kOp);
   Pass pass{conv,
             kernel,
             static_cast<const char*>(x),
             x_stride * dtype_size(x_dtype),
             x_dtype,
-            ConvTask{&conv, taps, begin, nullptr,
-                     own_bias ? bias : static_cast<const float*>(into.bias), 0, 0, 0, nullptr},
+            task,
             kernel.finish(into.activation, into.out_dtype),
             static_cast<char*>(into.out),
             dtype_size(into.out_dtype)};
