@@ -340,6 +340,24 @@ def sparse_convolutions(rows: Rows) -> str:
     return markdown(["dtype", "layer", *sparsities], body)
 
 
+def sparse_peers(rows: Rows) -> str:
+    """A row a case: our time, and how many times longer each peer takes."""
+    cases: dict[tuple[str, str, str], dict[str, float]] = {}
+    for row in rows:
+        at = (row["mode"], row["x_value"], f"{100 * extra(row)['sparsity']:.0f} %")
+        cases.setdefault(at, {})[row["provider"]] = us(row)
+    body = []
+    for at, times in cases.items():
+        (mine,) = (value for name, value in times.items() if name == f"trimtab {at[0]}")
+        ratios = (
+            f"{name} {value / mine:.2f}"
+            for name, value in times.items()
+            if name != f"trimtab {at[0]}"
+        )
+        body.append([*at, f"{mine:.0f}", ", ".join(ratios)])
+    return markdown(["weight", "M,K,N", "pruned", "µs", "× as long"], body)
+
+
 def sparse_dispatcher(rows: Rows) -> str:
     found = {row["metric"]: row["y_50"] for row in rows if row["mode"] == "summary"}
     ratios = [us(row) for row in rows if row["metric"] == "ratio"]
@@ -394,6 +412,7 @@ PARTS: dict[str, Callable[[Rows], str]] = {
     "bitmap_conv2d": sparse_convolutions,
     "block_linear": sparse_products,
     "sparse_dispatcher": sparse_dispatcher,
+    "sparse_peers": sparse_peers,
     "prune": prune,
     "structured": structured,
     "int8_linear": int8_linear,
