@@ -263,3 +263,13 @@ def test_bits_that_disagree_with_row_start_stay_in_bounds(isa: str, generator) -
         RuntimeError, match=r"expected row_start to rise, got row_start\[4\] = \d+ after 10"
     ):
         op.inference(x, values, bitmap, wild, None, *conv)
+
+
+def test_a_bit_past_K_is_no_weight(isa: str, generator) -> None:
+    """Where the last block of channels is a short one, and row_start gives the bit room."""
+    x, _, (values, bitmap, row_start), conv = make("several-blocks", torch.float32, generator)
+    want = op.inference(x, values, bitmap, row_start, None, *conv)
+    more, longer, start = torch.cat([values, values[:1]]), bitmap.clone(), row_start.clone()
+    longer[-1, 1800 // 8] |= 1
+    start[-1] += 1
+    cases.assert_same_bits(op.inference(x, more, longer, start, None, *conv), want)
